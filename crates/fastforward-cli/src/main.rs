@@ -1,0 +1,2 @@
+//! The program `fastforward`.
+fn main() {}

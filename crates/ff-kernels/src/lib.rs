@@ -1,0 +1,1 @@
+//! Quantization arithmetic on slices.
