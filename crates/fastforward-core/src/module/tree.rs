@@ -1,0 +1,155 @@
+//! A model as a tree that queries can walk.
+
+use std::collections::HashMap;
+
+use mpath::{Class, Facts, Node, TagSet};
+
+use super::{Module, Parameter, Visitor};
+use crate::quantization::quantizer::QuantizerSlot;
+
+/// A node of a model: a module, or the quantizer that stands in a slot.
+#[derive(Clone, Copy)]
+pub enum NodeRef<'a> {
+    /// A module.
+    Module(&'a dyn Module),
+    /// A quantizer slot. To a query it is the quantizer that stands in it now.
+    Slot(&'a QuantizerSlot),
+}
+
+impl<'a> NodeRef<'a> {
+    /// The slot, if this node is one.
+    pub fn as_slot(self) -> Option<&'a QuantizerSlot> {
+        match self {
+            NodeRef::Slot(slot) => Some(slot),
+            NodeRef::Module(_) => None,
+        }
+    }
+
+    /// The module, if this node is one.
+    pub fn as_module(self) -> Option<&'a dyn Module> {
+        match self {
+            NodeRef::Module(module) => Some(module),
+            NodeRef::Slot(_) => None,
+        }
+    }
+}
+
+impl Facts for NodeRef<'_> {
+    fn class(&self) -> Class {
+        match self {
+            NodeRef::Module(module) => module.class(),
+            NodeRef::Slot(slot) => slot.class(),
+        }
+    }
+
+    fn tags(&self) -> Option<TagSet> {
+        match self {
+            NodeRef::Module(_) => None,
+            NodeRef::Slot(slot) => Some(slot.tags()),
+        }
+    }
+}
+
+impl Node for NodeRef<'_> {
+    fn for_each_child(&self, visit: &mut dyn FnMut(&str, Self)) {
+        if let NodeRef::Module(module) = self {
+            module.visit(&mut Children(visit));
+        }
+    }
+
+    fn identity(&self) -> Option<usize> {
+        match self {
+            NodeRef::Module(module) => module.identity(),
+            NodeRef::Slot(slot) => Some(slot.id()),
+        }
+    }
+}
+
+struct Children<'f, 'a>(&'f mut dyn FnMut(&str, NodeRef<'a>));
+
+impl<'a> Visitor<'a> for Children<'_, 'a> {
+    fn module(&mut self, name: &str, module: &'a dyn Module) {
+        (self.0)(name, NodeRef::Module(module));
+    }
+
+    fn slot(&mut self, name: &str, slot: &'a QuantizerSlot) {
+        (self.0)(name, NodeRef::Slot(slot));
+    }
+}
+
+/// A slot of a model, with every name under which it can be reached.
+#[derive(Clone, Debug)]
+pub struct SlotEntry {
+    /// Full names joined with `.`, in declaration order; the first is the one that is shown.
+    pub names: Vec<String>,
+    /// The slot.
+    pub slot: QuantizerSlot,
+}
+
+impl SlotEntry {
+    /// The name that is shown.
+    pub fn name(&self) -> &str {
+        &self.names[0]
+    }
+}
+
+/// Every slot of a model, each once, in declaration order.
+pub fn named_slots(model: &dyn Module) -> Vec<SlotEntry> {
+    struct Collector {
+        path: Vec<String>,
+        entries: Vec<SlotEntry>,
+        index: HashMap<usize, usize>,
+    }
+    impl<'a> Visitor<'a> for Collector {
+        fn module(&mut self, name: &str, module: &'a dyn Module) {
+            self.path.push(name.to_owned());
+            module.visit(self);
+            self.path.pop();
+        }
+        fn slot(&mut self, name: &str, slot: &'a QuantizerSlot) {
+            let full_name = join(&self.path, name);
+            match self.index.get(&slot.id()) {
+                Some(&at) => self.entries[at].names.push(full_name),
+                None => {
+                    self.index.insert(slot.id(), self.entries.len());
+                    self.entries.push(SlotEntry { names: vec![full_name], slot: slot.clone() });
+                }
+            }
+        }
+    }
+    let mut collector = Collector { path: vec![], entries: vec![], index: HashMap::new() };
+    model.visit(&mut collector);
+    collector.entries
+}
+
+/// Every parameter of a model with its full name, in declaration order.
+pub fn named_parameters(model: &dyn Module) -> Vec<(String, &dyn Parameter)> {
+    struct Collector<'a> {
+        path: Vec<String>,
+        found: Vec<(String, &'a dyn Parameter)>,
+    }
+    impl<'a> Visitor<'a> for Collector<'a> {
+        fn module(&mut self, name: &str, module: &'a dyn Module) {
+            self.path.push(name.to_owned());
+            module.visit(self);
+            self.path.pop();
+        }
+        fn slot(&mut self, _name: &str, _slot: &'a QuantizerSlot) {}
+        fn parameter(&mut self, name: &str, parameter: &'a dyn Parameter) {
+            self.found.push((join(&self.path, name), parameter));
+        }
+    }
+    let mut collector = Collector { path: vec![], found: vec![] };
+    model.visit(&mut collector);
+    collector.found
+}
+
+fn join(path: &[String], name: &str) -> String {
+    let mut full = String::new();
+    for part in path {
+        full.push_str(part);
+        full.push('.');
+    }
+    full.push_str(name);
+    full
+}

@@ -1,0 +1,11 @@
+//! Quantizers, the slots they stand in, and the rules that put them there.
+
+pub mod affine;
+pub mod dynamic;
+pub mod granularity;
+pub mod quantizer;
+
+pub use affine::{LinearQuantizer, LinearQuantizerConfig};
+pub use dynamic::{DynamicLinearQuantizer, DynamicLinearQuantizerConfig};
+pub use granularity::Granularity;
+pub use quantizer::{Quantizer, QuantizerMetadata, QuantizerSlot, QuantizerStub, Tag};

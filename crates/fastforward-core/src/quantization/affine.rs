@@ -1,0 +1,14 @@
+//! Affine quantization: integer codes, a scale and an offset per tile.
+
+mod arithmetic;
+mod linear;
+mod parameters;
+mod quantized;
+mod settings;
+
+pub(crate) use arithmetic::{dynamic_parameters, fake_quantize, quantize};
+pub use linear::{LinearQuantizer, LinearQuantizerConfig};
+pub(crate) use linear::{check_bits, write_settings};
+pub use parameters::AffineParameters;
+pub use quantized::{Codes, QuantizedArray};
+pub use settings::{OneSided, RangeSettings, SavedQuantizer};

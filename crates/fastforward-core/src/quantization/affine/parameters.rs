@@ -1,0 +1,57 @@
+//! A scale and an offset per tile.
+
+use serde::{Deserialize, Serialize};
+
+/// The parameters of an affine grid: `x ≈ (q + round(offset)) * scale` for codes `q` in `lo..=hi`.
+///
+/// One scale, and one offset if there are any, per tile in row-major order of the grid of tiles. `lo` is `-2^(bits-1)`,
+/// one more with a narrow range; `hi` is `2^(bits-1) - 1`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AffineParameters {
+    /// The bits of one code.
+    pub num_bits: u32,
+    /// Whether the lowest code is left out.
+    pub narrow_range: bool,
+    /// The distance of two neighbouring grid points, per tile.
+    pub scale: Vec<f32>,
+    /// Minus the code of zero, per tile; `None` means zero throughout. It need not be an integer: it is rounded, half to
+    /// even, where it is used.
+    pub offset: Option<Vec<f32>>,
+}
+
+impl AffineParameters {
+    /// The smallest code.
+    pub fn lo(&self) -> i64 {
+        -(1i64 << (self.num_bits - 1)) + i64::from(self.narrow_range)
+    }
+
+    /// The largest code.
+    pub fn hi(&self) -> i64 {
+        (1i64 << (self.num_bits - 1)) - 1
+    }
+
+    /// The range that each tile represents: `((lo + offset) * scale, (hi + offset) * scale)`, with the offset as it is,
+    /// not rounded (spec §3.7).
+    pub fn quantization_range(&self) -> (Vec<f32>, Vec<f32>) {
+        let bound = |code: i64| {
+            self.scale
+                .iter()
+                .enumerate()
+                .map(|(tile, &scale)| {
+                    (code as f32 + self.offset.as_ref().map_or(0.0, |offset| offset[tile])) * scale
+                })
+                .collect()
+        };
+        (bound(self.lo()), bound(self.hi()))
+    }
+
+    /// The offset of a tile as it is used: rounded half to even, 0 if there is none.
+    pub fn rounded_offset(&self, tile: usize) -> f32 {
+        self.offset.as_ref().map_or(0.0, |offset| offset[tile].round_ties_even())
+    }
+
+    /// Whether zero is a grid point of every tile with code 0: no offset rounds to anything but zero.
+    pub fn is_symmetric(&self) -> bool {
+        (0..self.scale.len()).all(|tile| self.rounded_offset(tile) == 0.0)
+    }
+}

@@ -1,0 +1,108 @@
+//! Affine quantization whose parameters come from the data itself.
+
+use std::fmt;
+
+use mpath::Class;
+use serde::{Deserialize, Serialize};
+
+use crate::module::classes;
+use crate::quantization::Granularity;
+use crate::quantization::affine::{
+    self, QuantizedArray, RangeSettings, SavedQuantizer, check_bits, write_settings,
+};
+use crate::quantization::quantizer::{Flow, Quantizer};
+use crate::{ArrayView, Error};
+
+/// The settings of a [`DynamicLinearQuantizer`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DynamicLinearQuantizerConfig {
+    /// The bits of one code, 1 to 32.
+    pub num_bits: u32,
+    /// How data is cut into tiles with parameters of their own.
+    pub granularity: Granularity,
+    /// How a range becomes parameters.
+    pub range: RangeSettings,
+}
+
+impl DynamicLinearQuantizerConfig {
+    /// An asymmetric quantizer of the whole tensor: the default is the opposite of `LinearQuantizer`'s, as in the
+    /// reference (spec §3.8).
+    pub fn new(num_bits: u32) -> Self {
+        Self {
+            num_bits,
+            granularity: Granularity::PerTensor,
+            range: RangeSettings { symmetric: false, ..RangeSettings::default() },
+        }
+    }
+}
+
+/// Affine quantization with a scale and an offset made from each tensor's own minimum and maximum (spec §4.6).
+///
+/// It has no range to set, so range estimators refuse it unless told to skip it.
+#[derive(Debug)]
+pub struct DynamicLinearQuantizer {
+    config: DynamicLinearQuantizerConfig,
+}
+
+impl DynamicLinearQuantizer {
+    /// A quantizer with these settings.
+    ///
+    /// # Errors
+    /// [`InvalidSettings`](crate::ErrorKind::InvalidSettings) when the bit width is not 1 to 32, or a narrow range
+    /// leaves no code.
+    pub fn new(config: DynamicLinearQuantizerConfig) -> Result<Self, Error> {
+        check_bits(config.num_bits, config.range.narrow_range)?;
+        Ok(Self { config })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &DynamicLinearQuantizerConfig {
+        &self.config
+    }
+}
+
+impl Quantizer for DynamicLinearQuantizer {
+    fn class(&self) -> Class {
+        classes::dynamic_linear_quantizer()
+    }
+
+    fn quantize(&self, x: ArrayView<'_>) -> Result<QuantizedArray, Error> {
+        let parameters = affine::dynamic_parameters(
+            x,
+            &self.config.granularity,
+            self.config.num_bits,
+            &self.config.range,
+        )?;
+        affine::quantize(x, &self.config.granularity, parameters)
+    }
+
+    fn forward(&self, x: ArrayView<'_>) -> Result<Flow, Error> {
+        let parameters = affine::dynamic_parameters(
+            x,
+            &self.config.granularity,
+            self.config.num_bits,
+            &self.config.range,
+        )?;
+        affine::fake_quantize(x, &self.config.granularity, &parameters).map(Flow::Changed)
+    }
+
+    fn num_bits(&self) -> Option<u32> {
+        Some(self.config.num_bits)
+    }
+
+    fn to_saved(&self) -> Option<SavedQuantizer> {
+        Some(SavedQuantizer::DynamicLinear(self.config.clone()))
+    }
+}
+
+impl fmt::Display for DynamicLinearQuantizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_settings(
+            f,
+            "DynamicLinearQuantizer",
+            self.config.num_bits,
+            &self.config.granularity,
+            &self.config.range,
+        )
+    }
+}

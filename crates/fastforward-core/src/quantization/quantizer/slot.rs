@@ -1,0 +1,359 @@
+//! Where a quantizer stands, and how it is replaced, observed and switched off.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use mpath::{Class, Tag, TagSet};
+
+use super::{Flow, Quantizer, QuantizerMetadata, QuantizerStub};
+use crate::{ArrayView, Error, ErrorKind};
+
+/// A place for a quantizer in a model.
+///
+/// The slot owns the tags, so they survive the replacement of the quantizer. A clone is the *same* slot: that is how two
+/// modules share a quantizer.
+///
+/// ```
+/// use std::sync::Arc;
+/// use fastforward_core::quantization::{LinearQuantizer, LinearQuantizerConfig, QuantizerSlot};
+/// let slot = QuantizerSlot::weight(&[8, 4]);
+/// assert!(slot.is_stub());
+/// slot.replace(Arc::new(LinearQuantizer::new(LinearQuantizerConfig::new(4))?));
+/// assert_eq!(slot.class().name(), "LinearQuantizer");
+/// assert!(slot.metadata().is_weight_quantizer());
+/// # Ok::<(), fastforward_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct QuantizerSlot(Arc<SlotInner>);
+
+struct SlotInner {
+    quantizer: RwLock<Arc<dyn Quantizer>>,
+    metadata: RwLock<QuantizerMetadata>,
+    /// Oldest first; the newest runs first.
+    overrides: RwLock<Vec<(u64, Arc<dyn QuantizerOverride>)>>,
+}
+
+static NEXT_OVERRIDE: AtomicU64 = AtomicU64::new(0);
+
+/// Something that runs in place of a slot's quantizer and decides whether to call it: an estimator that looks at the
+/// data, a switch that turns quantization off (spec §3.4).
+pub trait QuantizerOverride: Send + Sync {
+    /// Handles `x`. Calling `next` runs the next older override, and finally the quantizer; it may be called any number
+    /// of times, or never.
+    ///
+    /// # Errors
+    /// Whatever the override or the quantizer finds wrong.
+    fn call(
+        &self,
+        quantizer: &dyn Quantizer,
+        next: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
+        x: ArrayView<'_>,
+    ) -> Result<Flow, Error>;
+}
+
+impl QuantizerSlot {
+    /// An empty slot: a stub with this metadata.
+    pub fn new(metadata: QuantizerMetadata) -> Self {
+        Self(Arc::new(SlotInner {
+            quantizer: RwLock::new(Arc::new(QuantizerStub)),
+            metadata: RwLock::new(metadata),
+            overrides: RwLock::new(Vec::new()),
+        }))
+    }
+
+    /// An empty slot for a weight of this shape.
+    pub fn weight(shape: &[usize]) -> Self {
+        Self::new(QuantizerMetadata::weight().with_shape(shape))
+    }
+
+    /// An empty slot for a bias of this shape.
+    pub fn bias(shape: &[usize]) -> Self {
+        Self::new(QuantizerMetadata::bias().with_shape(shape))
+    }
+
+    /// An empty slot for an input.
+    pub fn input() -> Self {
+        Self::new(QuantizerMetadata::input())
+    }
+
+    /// An empty slot for an output.
+    pub fn output() -> Self {
+        Self::new(QuantizerMetadata::output())
+    }
+
+    /// The quantizer that stands in the slot now.
+    pub fn quantizer(&self) -> Arc<dyn Quantizer> {
+        Arc::clone(&read(&self.0.quantizer))
+    }
+
+    /// Puts another quantizer into the slot and returns the one that stood there. The tags stay.
+    pub fn replace(&self, quantizer: Arc<dyn Quantizer>) -> Arc<dyn Quantizer> {
+        std::mem::replace(&mut *write(&self.0.quantizer), quantizer)
+    }
+
+    /// Whether a stub stands in the slot.
+    pub fn is_stub(&self) -> bool {
+        read(&self.0.quantizer).is_stub()
+    }
+
+    /// The class of the quantizer that stands in the slot.
+    pub fn class(&self) -> Class {
+        read(&self.0.quantizer).class()
+    }
+
+    /// What the slot is for.
+    pub fn metadata(&self) -> QuantizerMetadata {
+        read(&self.0.metadata).clone()
+    }
+
+    /// The tags of the slot, prefixes included.
+    pub fn tags(&self) -> TagSet {
+        read(&self.0.metadata).tags()
+    }
+
+    /// Adds a tag to the slot.
+    pub fn add_tag(&self, tag: impl Into<Tag>) {
+        write(&self.0.metadata).add_tag(tag);
+    }
+
+    /// A number that two slots share exactly when they are the same slot.
+    pub fn id(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
+    /// Whether `quantizer` is the very one that stands in the slot.
+    pub fn holds(&self, quantizer: &Arc<dyn Quantizer>) -> bool {
+        same(&read(&self.0.quantizer), quantizer)
+    }
+
+    /// Sends data through the overrides, newest first, and the quantizer.
+    ///
+    /// # Errors
+    /// What the quantizer or an override reports.
+    pub fn forward(&self, x: ArrayView<'_>) -> Result<Flow, Error> {
+        let quantizer = self.quantizer();
+        let overrides: Vec<Arc<dyn QuantizerOverride>> =
+            read(&self.0.overrides).iter().map(|(_, one)| Arc::clone(one)).collect();
+        run(&overrides, &*quantizer, x)
+    }
+
+    /// Puts an override on the slot until the guard is dropped, also by a panic or an early return.
+    pub fn push_override(&self, one: Arc<dyn QuantizerOverride>) -> OverrideGuard {
+        let id = NEXT_OVERRIDE.fetch_add(1, Ordering::Relaxed);
+        write(&self.0.overrides).push((id, one));
+        OverrideGuard { slot: self.clone(), id }
+    }
+
+    /// How many overrides are on the slot.
+    pub fn override_count(&self) -> usize {
+        read(&self.0.overrides).len()
+    }
+}
+
+fn run(
+    overrides: &[Arc<dyn QuantizerOverride>],
+    quantizer: &dyn Quantizer,
+    x: ArrayView<'_>,
+) -> Result<Flow, Error> {
+    match overrides.split_last() {
+        None => quantizer.forward(x),
+        Some((newest, older)) => newest.call(quantizer, &|x| run(older, quantizer, x), x),
+    }
+}
+
+// No code that can panic runs while one of the locks is held, so a poisoned lock guards sound data.
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether two handles are the very same quantizer. Stubs carry nothing, so one stub is as good as another.
+fn same(a: &Arc<dyn Quantizer>, b: &Arc<dyn Quantizer>) -> bool {
+    Arc::ptr_eq(a, b) || (a.is_stub() && b.is_stub())
+}
+
+impl fmt::Debug for QuantizerSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuantizerSlot")
+            .field("quantizer", &*read(&self.0.quantizer))
+            .field("tags", &self.tags())
+            .finish()
+    }
+}
+
+/// Removes an override from its slot when dropped.
+#[must_use = "the override is removed when the guard is dropped"]
+#[derive(Debug)]
+pub struct OverrideGuard {
+    slot: QuantizerSlot,
+    id: u64,
+}
+
+impl Drop for OverrideGuard {
+    fn drop(&mut self) {
+        write(&self.slot.0.overrides).retain(|(id, _)| *id != self.id);
+    }
+}
+
+/// The replacement of one slot's quantizer.
+pub struct SlotUpdate {
+    /// The name to show when something is wrong.
+    pub name: String,
+    /// The slot.
+    pub slot: QuantizerSlot,
+    /// The quantizer that the slot must still hold; `None` replaces whatever is there.
+    pub expected: Option<Arc<dyn Quantizer>>,
+    /// The quantizer to put there.
+    pub new: Arc<dyn Quantizer>,
+}
+
+/// Makes every update, or none.
+///
+/// # Errors
+/// [`ErrorKind::UnsafeUpdate`] naming each slot that does not hold the expected quantizer. All slots are then as before.
+pub fn apply_updates(updates: Vec<SlotUpdate>) -> Result<(), Error> {
+    let problems: Vec<String> = updates.iter().filter_map(SlotUpdate::problem).collect();
+    if !problems.is_empty() {
+        return Err(Error::of_problems(
+            ErrorKind::UnsafeUpdate,
+            "slots were changed in the meantime",
+            &problems,
+        ));
+    }
+    let mut done: Vec<(QuantizerSlot, Arc<dyn Quantizer>)> = Vec::with_capacity(updates.len());
+    for update in updates {
+        let mut place = write(&update.slot.0.quantizer);
+        if update.expected.as_ref().is_some_and(|expected| !same(expected, &place)) {
+            // Another thread was faster than the check above: put everything back.
+            drop(place);
+            let problem = update.problem().unwrap_or_else(|| format!("`{}` changed", update.name));
+            for (slot, previous) in done.into_iter().rev() {
+                slot.replace(previous);
+            }
+            return Err(Error::new(ErrorKind::UnsafeUpdate, problem));
+        }
+        let previous = std::mem::replace(&mut *place, update.new);
+        drop(place);
+        done.push((update.slot, previous));
+    }
+    Ok(())
+}
+
+impl SlotUpdate {
+    fn problem(&self) -> Option<String> {
+        let expected = self.expected.as_ref()?;
+        let current = self.slot.quantizer();
+        (!same(expected, &current)).then(|| {
+            format!(
+                "`{}` held {expected} when it was looked up and holds {current} now; look it up again, or pass \
+                 `safe = false` to replace what is there",
+                self.name
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Array;
+
+    struct Add(f32);
+    impl QuantizerOverride for Add {
+        fn call(
+            &self,
+            _quantizer: &dyn Quantizer,
+            next: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
+            x: ArrayView<'_>,
+        ) -> Result<Flow, Error> {
+            let mut array = next(x)?.into_array(x);
+            array.data.iter_mut().for_each(|value| *value = *value * 10.0 + self.0);
+            Ok(Flow::Changed(array))
+        }
+    }
+
+    /// Calls `next` twice and adds what both gave.
+    struct Twice;
+    impl QuantizerOverride for Twice {
+        fn call(
+            &self,
+            _quantizer: &dyn Quantizer,
+            next: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
+            x: ArrayView<'_>,
+        ) -> Result<Flow, Error> {
+            let mut first = next(x)?.into_array(x);
+            let second = next(x)?.into_array(x);
+            first.data.iter_mut().zip(second.data).for_each(|(a, b)| *a += b);
+            Ok(Flow::Changed(first))
+        }
+    }
+
+    fn through(slot: &QuantizerSlot, value: f32) -> f32 {
+        let x = Array { data: vec![value], shape: vec![1] };
+        slot.forward(x.view()).unwrap().into_array(x.view()).data[0]
+    }
+
+    #[test]
+    fn the_newest_override_runs_first_and_guards_remove_exactly_theirs() {
+        let slot = QuantizerSlot::input();
+        let oldest = slot.push_override(Arc::new(Add(1.0)));
+        let newest = slot.push_override(Arc::new(Add(2.0)));
+        assert_eq!(through(&slot, 0.0), 12.0);
+        drop(oldest);
+        assert_eq!(through(&slot, 0.0), 2.0);
+        drop(newest);
+        assert_eq!((through(&slot, 7.0), slot.override_count()), (7.0, 0));
+    }
+
+    #[test]
+    fn next_may_be_called_twice() {
+        let slot = QuantizerSlot::input();
+        let _add = slot.push_override(Arc::new(Add(1.0)));
+        let _twice = slot.push_override(Arc::new(Twice));
+        assert_eq!(through(&slot, 0.0), 2.0);
+    }
+
+    #[test]
+    fn a_panic_removes_the_override() {
+        let slot = QuantizerSlot::input();
+        let copy = slot.clone();
+        let result = std::panic::catch_unwind(move || {
+            let _guard = copy.push_override(Arc::new(Twice));
+            panic!("unwinds through the guard");
+        });
+        assert!(result.is_err());
+        assert_eq!(slot.override_count(), 0);
+    }
+
+    #[test]
+    fn updates_are_all_or_none() {
+        let (a, b) = (QuantizerSlot::input(), QuantizerSlot::output());
+        let update = |name: &str, slot: &QuantizerSlot, expected| SlotUpdate {
+            name: name.into(),
+            slot: slot.clone(),
+            expected,
+            new: quantizer(4),
+        };
+        b.replace(quantizer(8));
+        let stub: Arc<dyn Quantizer> = Arc::new(QuantizerStub);
+        let error = apply_updates(vec![
+            update("a", &a, Some(stub.clone())),
+            update("b", &b, Some(stub.clone())),
+        ])
+        .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnsafeUpdate);
+        assert!(error.to_string().starts_with("`b` held QuantizerStub() when"), "{error}");
+        assert!(a.is_stub());
+        apply_updates(vec![update("a", &a, Some(stub)), update("b", &b, None)]).unwrap();
+        assert_eq!((a.quantizer().num_bits(), b.quantizer().num_bits()), (Some(4), Some(4)));
+    }
+
+    fn quantizer(num_bits: u32) -> Arc<dyn Quantizer> {
+        use crate::quantization::{LinearQuantizer, LinearQuantizerConfig};
+        Arc::new(LinearQuantizer::new(LinearQuantizerConfig::new(num_bits)).unwrap())
+    }
+}
