@@ -3,6 +3,7 @@
 pub mod affine;
 pub mod dynamic;
 pub mod granularity;
+pub mod quant_init;
 pub mod quantizer;
 
 pub use affine::{LinearQuantizer, LinearQuantizerConfig};

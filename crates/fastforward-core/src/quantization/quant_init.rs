@@ -1,0 +1,4 @@
+//! Rules that put quantizers into the slots of a model.
+
+/// The attribute of a slot's metadata that holds the axis of output channels of a weight.
+pub const CHANNEL_AXIS: &str = "channel_axis";
