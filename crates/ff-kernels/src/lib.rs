@@ -1,1 +1,55 @@
 //! Quantization arithmetic on slices.
+//!
+//! Everything here takes slices and writes slices: this crate knows tiles, scales, offsets and
+//! integer grids, and nothing of tensors, models or granularities. A [`Tiling`] says which elements
+//! share their parameters; an [`Affine`] holds one scale, and maybe one offset, per tile; an
+//! [`IntegerGrid`] says which integers exist.
+//!
+//! ```
+//! use ff_kernels::{Affine, IntegerGrid, Tiling, fake_quantize};
+//!
+//! let weight = [0.9, -0.2, 0.1, 40.0, 10.0, -5.0]; // [out = 2, in = 3]
+//! let rows = Tiling::new(&[2, 3], &[1, 3])?;
+//! let affine = Affine { scale: &[0.125, 5.0], offset: None };
+//! let mut out = [0.0; 6];
+//! fake_quantize(&weight, &rows, affine, IntegerGrid::signed(4)?, &mut out)?;
+//! assert_eq!(out, [0.875, -0.25, 0.125, 35.0, 10.0, -5.0]);
+//! # Ok::<(), ff_kernels::KernelError>(())
+//! ```
+//!
+//! # Design
+//!
+//! - One pass over memory: inputs may be strided views and no permuted copy is made; outputs go
+//!   into buffers that the caller owns and can reuse.
+//! - Large inputs are cut into chunks for rayon's threads. Where chunks cut depends on shapes only
+//!   and partial sums are added in the order of the chunks, so results are the same bytes for any
+//!   number of threads.
+//! - Loops are compiled for AVX-512, AVX2 and the plain target, chosen at run time. Each kernel has
+//!   a twin whose name ends in `_reference`, made of plain index arithmetic, that it is tested against.
+//! - NaN: kernels with float outputs keep it; kernels that make integer codes or statistics refuse it and
+//!   say where it is. Infinities saturate.
+
+#![warn(unsafe_op_in_unsafe_fn)]
+
+mod error;
+mod grid;
+mod tiling;
+
+mod affine;
+mod range;
+
+mod map;
+mod reduce;
+mod simd;
+
+pub use affine::{
+    Affine, Gradients, dequantize, dequantize_reference, fake_quantize, fake_quantize_backward,
+    fake_quantize_backward_reference, fake_quantize_reference, quantize, quantize_reference,
+};
+pub use error::{AxisMismatch, KernelError, KernelErrorKind};
+pub use grid::{Code, IntegerGrid};
+pub use range::{
+    Degenerate, MinMax, OneSided, Parameters, RangeOptions, min_max, min_max_reference,
+    parameters_for_range, quantization_range,
+};
+pub use tiling::{Element, Tiling};
