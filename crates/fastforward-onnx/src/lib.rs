@@ -1,1 +1,51 @@
 //! ONNX graphs as FastForward module trees.
+//!
+//! # What this crate solves
+//!
+//! A graph file is read without loss ([`graph::Model`]), its values are
+//! computed by name ([`engine::Engine`]), and it is written back with every
+//! untouched part as it was.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use fastforward_onnx::{engine::{Engine, EngineOptions}, graph::Model, tensor::Tensor};
+//!
+//! # fn main() -> Result<(), fastforward_onnx::Error> {
+//! let model = Model::load(Path::new("model.onnx"))?;
+//! let engine = Engine::new(&model, &EngineOptions::default())?;
+//! let image = Tensor::from_f32(vec![1, 1, 28, 28], vec![0.0; 784])?;
+//! let logits = engine.run(&[("image", &image)], &["logits"])?;
+//! # let _ = logits;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Design
+//!
+//! The file is held as the types generated from the official schema
+//! ([`proto`]), because they lose nothing that the schema knows; everything
+//! else is a view over them. Execution belongs to rten. What rten cannot
+//! execute is expressed by plain nodes in a *working copy* ([`lower`]), which
+//! is never what is written.
+
+#![forbid(unsafe_code)]
+
+pub mod graph;
+
+pub mod engine;
+
+pub mod lower;
+
+pub mod qdq;
+
+pub mod tensor;
+
+pub mod dtype;
+
+mod minifloat;
+
+pub mod proto;
+
+mod error;
+
+pub use error::{Error, ErrorKind, Result};
