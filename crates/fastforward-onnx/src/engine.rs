@@ -156,7 +156,7 @@ impl Engine {
     /// main graph they are.
     ///
     /// Integers stay integers of the type that the file states; types that
-    /// [`TensorData`] lacks come in the next wider one.
+    /// [`TensorData`](crate::tensor::TensorData) lacks come in the next wider one.
     ///
     /// # Errors
     /// `Input` when an input is missing, unknown, or has another type or shape

@@ -3,6 +3,7 @@
 //! ```text
 //! pip download --no-deps onnx==1.23.2 && unzip onnx-1.23.2-*.whl onnx/onnx-ml.proto
 //! cargo run --manifest-path scripts/generate-onnx-proto/Cargo.toml -- onnx/onnx-ml.proto
+//! cargo fmt
 //! ```
 //!
 //! The schema is parsed by protox, so no `protoc` is needed. Its digest is
