@@ -11,6 +11,7 @@
 
 pub mod array;
 mod error;
+pub mod files;
 pub mod module;
 pub mod quantization;
 

@@ -5,6 +5,7 @@ pub mod dynamic;
 pub mod granularity;
 pub mod quant_init;
 pub mod quantizer;
+pub mod state;
 
 pub use affine::{LinearQuantizer, LinearQuantizerConfig};
 pub use dynamic::{DynamicLinearQuantizer, DynamicLinearQuantizerConfig};

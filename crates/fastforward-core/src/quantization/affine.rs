@@ -6,9 +6,9 @@ mod parameters;
 mod quantized;
 mod settings;
 
-pub(crate) use arithmetic::{dynamic_parameters, fake_quantize, quantize};
+pub(crate) use arithmetic::{dynamic_parameters, fake_quantize, integer_grid, quantize};
+pub(crate) use linear::write_settings;
 pub use linear::{LinearQuantizer, LinearQuantizerConfig};
-pub(crate) use linear::{check_bits, write_settings};
 pub use parameters::AffineParameters;
 pub use quantized::{Codes, QuantizedArray};
 pub use settings::{OneSided, RangeSettings, SavedQuantizer};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::module::classes;
 use crate::quantization::Granularity;
 use crate::quantization::affine::{
-    self, QuantizedArray, RangeSettings, SavedQuantizer, check_bits, write_settings,
+    self, QuantizedArray, RangeSettings, SavedQuantizer, integer_grid, write_settings,
 };
 use crate::quantization::quantizer::{Flow, Quantizer};
 use crate::{ArrayView, Error};
@@ -16,7 +16,7 @@ use crate::{ArrayView, Error};
 /// The settings of a [`DynamicLinearQuantizer`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DynamicLinearQuantizerConfig {
-    /// The bits of one code, 1 to 32.
+    /// The bits of one code, 1 to 25.
     pub num_bits: u32,
     /// How data is cut into tiles with parameters of their own.
     pub granularity: Granularity,
@@ -48,10 +48,10 @@ impl DynamicLinearQuantizer {
     /// A quantizer with these settings.
     ///
     /// # Errors
-    /// [`InvalidSettings`](crate::ErrorKind::InvalidSettings) when the bit width is not 1 to 32, or a narrow range
+    /// [`InvalidSettings`](crate::ErrorKind::InvalidSettings) when the bit width is not 1 to 25, or a narrow range
     /// leaves no code.
     pub fn new(config: DynamicLinearQuantizerConfig) -> Result<Self, Error> {
-        check_bits(config.num_bits, config.range.narrow_range)?;
+        integer_grid(config.num_bits, config.range.narrow_range)?;
         Ok(Self { config })
     }
 

@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock};
 use mpath::Class;
 use serde::{Deserialize, Serialize};
 
-use super::arithmetic::{fake_quantize, parameters_for_range, quantize};
+use super::arithmetic::{fake_quantize, integer_grid, parameters_for_range, quantize};
 use super::{AffineParameters, QuantizedArray, RangeSettings, SavedQuantizer};
 use crate::module::classes;
 use crate::quantization::Granularity;
@@ -22,7 +22,7 @@ use crate::{ArrayView, Error, ErrorKind};
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinearQuantizerConfig {
-    /// The bits of one code, 1 to 32.
+    /// The bits of one code, 1 to 25: wider grids are not exact in `f32`.
     pub num_bits: u32,
     /// How data is cut into tiles with parameters of their own.
     pub granularity: Granularity,
@@ -75,9 +75,9 @@ impl LinearQuantizer {
     /// A quantizer without a range.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidSettings`] when the bit width is not 1 to 32, or a narrow range leaves no code.
+    /// [`ErrorKind::InvalidSettings`] when the bit width is not 1 to 25, or a narrow range leaves no code.
     pub fn new(config: LinearQuantizerConfig) -> Result<Self, Error> {
-        check_bits(config.num_bits, config.range.narrow_range)?;
+        integer_grid(config.num_bits, config.range.narrow_range)?;
         Ok(Self { config, parameters: RwLock::new(None) })
     }
 
@@ -136,23 +136,6 @@ impl LinearQuantizer {
     fn set(&self) -> Result<AffineParameters, Error> {
         self.parameters().ok_or_else(|| unset_error(self.class()))
     }
-}
-
-/// Refuses bit widths that no code type holds.
-pub(crate) fn check_bits(num_bits: u32, narrow_range: bool) -> Result<(), Error> {
-    if !(1..=32).contains(&num_bits) {
-        return Err(Error::new(
-            ErrorKind::InvalidSettings,
-            format!("num_bits must be 1 to 32, found {num_bits}"),
-        ));
-    }
-    if num_bits == 1 && narrow_range {
-        return Err(Error::new(
-            ErrorKind::InvalidSettings,
-            "a narrow range of 1 bit leaves no code but 0",
-        ));
-    }
-    Ok(())
 }
 
 impl Quantizer for LinearQuantizer {
@@ -227,7 +210,7 @@ pub(crate) fn write_settings(
     f: &mut fmt::Formatter<'_>,
     class: &str,
     num_bits: u32,
-    granularity: &Granularity,
+    granularity: &dyn fmt::Display,
     range: &RangeSettings,
 ) -> fmt::Result {
     let python = |value: bool| if value { "True" } else { "False" };
@@ -241,6 +224,7 @@ pub(crate) fn write_settings(
         ("allow_one_sided", range.allow_one_sided, defaults.allow_one_sided),
         ("zero_in_range", range.zero_in_range, defaults.zero_in_range),
         ("narrow_range", range.narrow_range, defaults.narrow_range),
+        ("power_of_two", range.power_of_two, defaults.power_of_two),
         ("scale_floor", range.scale_floor, defaults.scale_floor),
     ] {
         if value != default {

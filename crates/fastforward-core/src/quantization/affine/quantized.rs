@@ -11,7 +11,7 @@ pub enum Codes {
     I8(Vec<i8>),
     /// 9 to 16 bits.
     I16(Vec<i16>),
-    /// 17 to 32 bits.
+    /// 17 to 25 bits.
     I32(Vec<i32>),
 }
 
@@ -39,23 +39,32 @@ impl Codes {
         }
     }
 
-    /// The codes of a `num_bits` wide grid, narrowed to the smallest type that holds every code of that grid.
+    /// `len` zeros in the smallest type that holds every code of `num_bits` bits.
+    pub fn zeros(num_bits: u32, len: usize) -> Self {
+        match num_bits {
+            ..=8 => Codes::I8(vec![0; len]),
+            9..=16 => Codes::I16(vec![0; len]),
+            _ => Codes::I32(vec![0; len]),
+        }
+    }
+
+    /// Codes of `num_bits` bits, narrowed to the smallest type that holds them.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidData`] naming the first code that the grid does not have.
-    pub fn from_i32(codes: Vec<i32>, num_bits: u32) -> Result<Self, Error> {
-        let grid = -(1i64 << (num_bits - 1))..1i64 << (num_bits - 1);
-        if let Some(at) = codes.iter().position(|&code| !grid.contains(&i64::from(code))) {
+    /// [`ErrorKind::InvalidData`] naming the first code that `num_bits` bits do not hold.
+    pub fn from_i32(codes: &[i32], num_bits: u32) -> Result<Self, Error> {
+        let grid = super::integer_grid(num_bits, false)?;
+        if let Some(at) = codes.iter().position(|code| !(grid.lo()..=grid.hi()).contains(code)) {
             return Err(Error::new(
                 ErrorKind::InvalidData,
-                format!("code {} at index {at} does not fit {num_bits} bits", codes[at]),
+                format!("code {} at index {at} does not fit {num_bits} bits ({grid})", codes[at]),
             ));
         }
         // Each cast is exact: the check above bounds every code.
         Ok(match num_bits {
-            ..=8 => Codes::I8(codes.into_iter().map(|code| code as i8).collect()),
-            9..=16 => Codes::I16(codes.into_iter().map(|code| code as i16).collect()),
-            _ => Codes::I32(codes),
+            ..=8 => Codes::I8(codes.iter().map(|&code| code as i8).collect()),
+            9..=16 => Codes::I16(codes.iter().map(|&code| code as i16).collect()),
+            _ => Codes::I32(codes.to_vec()),
         })
     }
 }

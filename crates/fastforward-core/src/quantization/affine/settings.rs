@@ -24,7 +24,10 @@ pub struct RangeSettings {
     pub zero_in_range: bool,
     /// Whether the lowest code is left out, so that the grid is symmetric: `-127..=127` at 8 bits.
     pub narrow_range: bool,
-    /// Whether a degenerate range gets the smallest sensible scale instead of zero.
+    /// Whether each scale is rounded up to a power of two, for targets that shift instead of multiplying.
+    pub power_of_two: bool,
+    /// Whether a degenerate range (constant zero data) gets the smallest sensible scale instead of zero, which would
+    /// make NaN of the data.
     pub scale_floor: bool,
 }
 
@@ -47,6 +50,7 @@ impl Default for RangeSettings {
             one_sided: OneSided::PerTensor,
             zero_in_range: true,
             narrow_range: false,
+            power_of_two: false,
             scale_floor: true,
         }
     }

@@ -1,0 +1,329 @@
+//! Quantizers on disk: `state.json` and `state.safetensors` (spec §7).
+//!
+//! The manifest names every slot that holds a quantizer: its names (sharing is one entry with several names), the class
+//! and settings of the quantizer, its tags, and the rule that put it there. The tensors file holds the parameters as
+//! `<slot>.scale` and `<slot>.offset`. Nothing in either file is executed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+use serde::{Deserialize, Serialize};
+
+use crate::files::write_whole;
+use crate::module::{Module, named_slots};
+use crate::quantization::affine::{
+    AffineParameters, LinearQuantizer, LinearQuantizerConfig, SavedQuantizer,
+};
+use crate::quantization::dynamic::{DynamicLinearQuantizer, DynamicLinearQuantizerConfig};
+use crate::quantization::quant_init::{InitializeOptions, OverwritePolicy};
+use crate::quantization::quantizer::{Quantizer, SlotUpdate, apply_updates};
+use crate::{Error, ErrorKind};
+
+/// The version of the format that is written, and the only one that is read.
+pub const STATE_VERSION: u32 = 1;
+
+const MANIFEST: &str = "state.json";
+const TENSORS: &str = "state.safetensors";
+
+/// What a state is for, besides its quantizers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateInfo {
+    /// What the model is called; loading compares it.
+    pub model: String,
+    /// The SHA-256 of the model's file, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_sha256: Option<String>,
+    /// Which rule put a quantizer into a slot, by the slot's first name.
+    #[serde(skip)]
+    pub rules: HashMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    version: u32,
+    fastforward_version: String,
+    #[serde(flatten)]
+    info: StateInfo,
+    slots: Vec<SlotState>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SlotState {
+    names: Vec<String>,
+    tags: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    quantizer: QuantizerState,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "class", deny_unknown_fields)]
+enum QuantizerState {
+    LinearQuantizer { settings: LinearQuantizerConfig, is_set: bool, has_offset: bool },
+    DynamicLinearQuantizer { settings: DynamicLinearQuantizerConfig },
+}
+
+/// Writes the quantizers of a model into a folder, which is made if it is missing.
+///
+/// # Errors
+/// [`ErrorKind::State`] naming every quantizer that has no range yet (unless `allow_unset`) or cannot be saved;
+/// [`ErrorKind::Io`].
+pub fn save_quantization_state(
+    model: &dyn Module,
+    folder: &Path,
+    info: &StateInfo,
+    allow_unset: bool,
+) -> Result<(), Error> {
+    let mut problems = Vec::new();
+    let mut slots = Vec::new();
+    let mut tensors: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for entry in named_slots(model) {
+        let quantizer = entry.slot.quantizer();
+        if quantizer.is_stub() {
+            continue;
+        }
+        let name = entry.name().to_owned();
+        let state = match quantizer.to_saved() {
+            None => {
+                problems.push(format!("`{name}`: {quantizer} has no saved form"));
+                continue;
+            }
+            Some(SavedQuantizer::Linear(_, None)) if !allow_unset => {
+                problems.push(format!("`{name}`: {quantizer} has no range yet"));
+                continue;
+            }
+            Some(SavedQuantizer::Linear(settings, parameters)) => {
+                let (is_set, has_offset) = match &parameters {
+                    Some(parameters) => (true, parameters.offset.is_some()),
+                    None => (false, false),
+                };
+                if let Some(AffineParameters { scale, offset, .. }) = parameters {
+                    tensors.insert(format!("{name}.scale"), scale);
+                    if let Some(offset) = offset {
+                        tensors.insert(format!("{name}.offset"), offset);
+                    }
+                }
+                QuantizerState::LinearQuantizer { settings, is_set, has_offset }
+            }
+            Some(SavedQuantizer::DynamicLinear(settings)) => {
+                QuantizerState::DynamicLinearQuantizer { settings }
+            }
+        };
+        slots.push(SlotState {
+            tags: entry.slot.metadata().leaf_tags().iter().map(|t| t.as_str().to_owned()).collect(),
+            rule: info.rules.get(&name).cloned(),
+            names: entry.names,
+            quantizer: state,
+        });
+    }
+    if !problems.is_empty() {
+        return Err(Error::of_problems(ErrorKind::State, "quantizers cannot be saved", &problems));
+    }
+    let manifest = Manifest {
+        version: STATE_VERSION,
+        fastforward_version: env!("CARGO_PKG_VERSION").to_owned(),
+        info: info.clone(),
+        slots,
+    };
+    fs::create_dir_all(folder).map_err(|source| {
+        Error::new(ErrorKind::Io, format!("cannot make folder `{}`: {source}", folder.display()))
+            .with_source(source)
+    })?;
+    let bytes = tensor_bytes(&tensors)?;
+    // The manifest comes last: where it is, the tensors are there too.
+    write_whole(&folder.join(TENSORS), |out| out.write_all(&bytes))?;
+    let mut text = serde_json::to_string_pretty(&manifest)
+        .map_err(|source| Error::new(ErrorKind::State, source.to_string()).with_source(source))?;
+    text.push('\n');
+    write_whole(&folder.join(MANIFEST), |out| out.write_all(text.as_bytes()))
+}
+
+fn tensor_bytes(tensors: &BTreeMap<String, Vec<f32>>) -> Result<Vec<u8>, Error> {
+    let failed = |source: safetensors::SafeTensorError| {
+        Error::new(ErrorKind::State, format!("cannot store the parameters: {source}"))
+            .with_source(source)
+    };
+    let raw: Vec<(&String, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, values)| (name, values.iter().flat_map(|value| value.to_le_bytes()).collect()))
+        .collect();
+    let views = raw
+        .iter()
+        .map(|(name, bytes)| {
+            TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).map(|view| (*name, view))
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    serialize(views, None).map_err(failed)
+}
+
+/// Puts saved quantizers into the slots of a model: all, or none.
+///
+/// # Errors
+/// [`ErrorKind::Io`] for a missing file; [`ErrorKind::State`] for another version, another model, slots that the model
+/// lacks, missing or unexpected tensors, damaged files; [`ErrorKind::AlreadySet`] as the policy says. Every problem of
+/// a kind is named.
+pub fn load_quantization_state(
+    model: &dyn Module,
+    folder: &Path,
+    expected_model: Option<&str>,
+    options: InitializeOptions,
+) -> Result<StateInfo, Error> {
+    let manifest_path = folder.join(MANIFEST);
+    let wrong = |what: String| {
+        Error::new(ErrorKind::State, format!("`{}`: {what}", manifest_path.display()))
+    };
+    let text = read(&manifest_path)?;
+    let version: Version =
+        serde_json::from_slice(&text).map_err(|source| wrong(source.to_string()))?;
+    if version.version != STATE_VERSION {
+        return Err(wrong(format!(
+            "version {} of the format, expected {STATE_VERSION}",
+            version.version
+        )));
+    }
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|source| wrong(source.to_string()))?;
+    if let Some(expected) = expected_model
+        && expected != manifest.info.model
+    {
+        return Err(wrong(format!(
+            "the state is for model `{}`, expected `{expected}`",
+            manifest.info.model
+        )));
+    }
+
+    let tensors_path = folder.join(TENSORS);
+    let bytes = read(&tensors_path)?;
+    let mut tensors = read_tensors(&tensors_path, &bytes)?;
+    let slots = named_slots(model);
+    let by_name: HashMap<&str, usize> = slots
+        .iter()
+        .enumerate()
+        .flat_map(|(at, entry)| entry.names.iter().map(move |name| (name.as_str(), at)))
+        .collect();
+    let (mut problems, mut occupied, mut updates) = (Vec::new(), Vec::new(), Vec::new());
+    for saved in &manifest.slots {
+        let Some(name) = saved.names.first() else {
+            problems.push("a slot has no name".to_owned());
+            continue;
+        };
+        let quantizer = match restore(name, &saved.quantizer, &mut tensors) {
+            Ok(quantizer) => quantizer,
+            Err(error) => {
+                problems.push(error.to_string());
+                continue;
+            }
+        };
+        let Some(&at) = by_name.get(name.as_str()) else {
+            problems.push(format!("the model has no slot `{name}`"));
+            continue;
+        };
+        let missing: Vec<&String> =
+            saved.names.iter().filter(|name| by_name.get(name.as_str()) != Some(&at)).collect();
+        if !missing.is_empty() {
+            problems.push(format!(
+                "`{name}` is shared with {missing:?} in the state, but not in the model"
+            ));
+            continue;
+        }
+        let slot = slots[at].slot.clone();
+        let current = slot.quantizer();
+        match options.overwrite_policy {
+            OverwritePolicy::Skip if !current.is_stub() => continue,
+            OverwritePolicy::Error if !current.is_stub() => {
+                occupied.push(format!("`{name}` already holds {current}"));
+                continue;
+            }
+            _ => {}
+        }
+        updates.push(SlotUpdate {
+            name: name.clone(),
+            slot,
+            expected: options.safe.then_some(current),
+            new: quantizer,
+        });
+    }
+    problems.extend(tensors.keys().map(|name| format!("unexpected tensor `{name}`")));
+    if !problems.is_empty() {
+        return Err(Error::of_problems(ErrorKind::State, "problems in the state", &problems)
+            .at(format!("`{}`", folder.display())));
+    }
+    if !occupied.is_empty() {
+        return Err(Error::of_problems(ErrorKind::AlreadySet, "slots cannot be filled", &occupied));
+    }
+    apply_updates(updates)?;
+    let rules = manifest
+        .slots
+        .into_iter()
+        .filter_map(|slot| Some((slot.names.into_iter().next()?, slot.rule?)))
+        .collect();
+    Ok(StateInfo { rules, ..manifest.info })
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| {
+        Error::new(ErrorKind::Io, format!("cannot read `{}`: {source}", path.display()))
+            .with_source(source)
+    })
+}
+
+fn read_tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Vec<f32>>, Error> {
+    let wrong =
+        |what: String| Error::new(ErrorKind::State, format!("`{}`: {what}", path.display()));
+    let file = SafeTensors::deserialize(bytes).map_err(|source| wrong(source.to_string()))?;
+    file.iter()
+        .map(|(name, view)| {
+            if view.dtype() != Dtype::F32 {
+                return Err(wrong(format!("tensor `{name}` is {:?}, expected F32", view.dtype())));
+            }
+            let values = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+            Ok((name.to_owned(), values.collect()))
+        })
+        .collect()
+}
+
+fn restore(
+    name: &str,
+    state: &QuantizerState,
+    tensors: &mut BTreeMap<String, Vec<f32>>,
+) -> Result<Arc<dyn Quantizer>, Error> {
+    let mut take = |what: &str| {
+        tensors.remove(&format!("{name}.{what}")).ok_or_else(|| {
+            Error::new(ErrorKind::State, format!("tensor `{name}.{what}` is missing"))
+        })
+    };
+    match state {
+        QuantizerState::LinearQuantizer { settings, is_set, has_offset } => {
+            let quantizer =
+                LinearQuantizer::new(settings.clone()).map_err(|e| e.at(format!("`{name}`")))?;
+            if *is_set {
+                let scale = take("scale")?;
+                let offset = if *has_offset { Some(take("offset")?) } else { None };
+                quantizer
+                    .set_parameters(AffineParameters {
+                        num_bits: settings.num_bits,
+                        narrow_range: settings.range.narrow_range,
+                        scale,
+                        offset,
+                    })
+                    .map_err(|error| error.at(format!("`{name}`")))?;
+            }
+            Ok(Arc::new(quantizer))
+        }
+        QuantizerState::DynamicLinearQuantizer { settings } => {
+            let quantizer = DynamicLinearQuantizer::new(settings.clone());
+            Ok(Arc::new(quantizer.map_err(|error| error.at(format!("`{name}`")))?))
+        }
+    }
+}
