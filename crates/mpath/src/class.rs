@@ -72,6 +72,11 @@ impl Class {
         &self.0.ancestors
     }
 
+    /// A number that differs between classes.
+    pub(crate) fn id(self) -> usize {
+        std::ptr::from_ref(self.0).addr()
+    }
+
     /// Whether this class is `other` or extends it.
     pub fn is_a(self, other: Class) -> bool {
         self == other || self.ancestors().contains(&other)

@@ -5,10 +5,33 @@
 #![forbid(unsafe_code)]
 
 mod class;
-mod intern;
+mod collection;
+mod context;
+mod error;
+mod fragment;
+pub mod limits;
 mod node;
+mod search;
+mod selector;
+pub mod suggest;
 mod tag;
 
+mod automaton;
+mod hash;
+mod intern;
+mod lexer;
+mod parser;
+mod tree;
+
 pub use class::Class;
+pub use collection::{ApplyOptions, FilterResult, MPathCollection, Replace};
+pub use context::{Aliases, Context, Extension, ExtensionScope};
+pub use error::{Error, ErrorKind, ExtensionError};
+pub use fragment::{
+    ClassFragment, DependsOn, Disjoint, Fragment, Inverted, Joint, NameFragment, PatternFragment,
+    PredicateFragment, Wildcard,
+};
 pub use node::{Facts, Node};
+pub use search::{Query, SearchOptions, search};
+pub use selector::{Segment, SegmentKind, Selector, Source};
 pub use tag::{Tag, TagSet};
