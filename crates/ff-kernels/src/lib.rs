@@ -36,6 +36,7 @@ mod grid;
 mod tiling;
 
 mod affine;
+mod dynamic;
 mod range;
 
 mod map;
@@ -46,6 +47,7 @@ pub use affine::{
     Affine, Gradients, dequantize, dequantize_reference, fake_quantize, fake_quantize_backward,
     fake_quantize_backward_reference, fake_quantize_reference, quantize, quantize_reference,
 };
+pub use dynamic::{dynamic_fake_quantize, dynamic_parameters, dynamic_quantize};
 pub use error::{AxisMismatch, KernelError, KernelErrorKind};
 pub use grid::{Code, IntegerGrid};
 pub use range::{

@@ -1,0 +1,271 @@
+//! The golden cases at the level of slices: parameters, codes and gradients bit by bit, as
+//! `conformance/golden/README.md` defines them. `FF_GOLDEN_DIR` names another folder to read.
+//!
+//! Where we differ on purpose, the difference is described by a property of the case and asserted
+//! to be what it is said to be.
+
+use std::path::PathBuf;
+
+use ff_kernels::*;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+fn golden_dir() -> PathBuf {
+    std::env::var_os("FF_GOLDEN_DIR").map(PathBuf::from).unwrap_or_else(|| {
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/golden"))
+    })
+}
+
+struct Family {
+    json: Value,
+    tensors: Vec<u8>,
+}
+
+impl Family {
+    fn read(name: &str) -> Self {
+        let path = golden_dir().join(format!("{name}.json"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+        let json: Value = serde_json::from_str(&text).unwrap();
+        let tensors = match json["tensor_file"].as_str() {
+            Some(file) => std::fs::read(golden_dir().join(file)).unwrap(),
+            None => Vec::new(),
+        };
+        assert_eq!(json["cases"].as_array().unwrap().len() as u64, json["count"].as_u64().unwrap());
+        Family { json, tensors }
+    }
+
+    fn cases(&self) -> &[Value] {
+        self.json["cases"].as_array().unwrap()
+    }
+}
+
+/// The tensors of one case.
+struct Tensors<'a> {
+    file: &'a SafeTensors<'a>,
+    id: &'a str,
+}
+
+impl Tensors<'_> {
+    fn words(&self, name: &str, dtype: Dtype) -> Vec<[u8; 4]> {
+        let view = self.file.tensor(&format!("{}/{name}", self.id)).unwrap();
+        assert_eq!(view.dtype(), dtype);
+        view.data().as_chunks::<4>().0.to_vec()
+    }
+
+    fn f32(&self, name: &str) -> Vec<f32> {
+        self.words(name, Dtype::F32).into_iter().map(f32::from_le_bytes).collect()
+    }
+
+    fn i32(&self, name: &str) -> Vec<i32> {
+        self.words(name, Dtype::I32).into_iter().map(i32::from_le_bytes).collect()
+    }
+}
+
+fn id(case: &Value) -> &str {
+    case["id"].as_str().unwrap()
+}
+
+fn usizes(value: &Value) -> Vec<usize> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect()
+}
+
+fn flag(case: &Value, name: &str) -> bool {
+    case[name].as_bool().unwrap()
+}
+
+/// Numbers, or the strings that stand for what JSON cannot say; `null` is `None`.
+fn floats(value: &Value) -> Option<Vec<f32>> {
+    let one = |v: &Value| match v.as_str() {
+        Some(text) => text.parse().unwrap(),
+        None => v.as_f64().unwrap() as f32,
+    };
+    Some(value.as_array()?.iter().map(one).collect())
+}
+
+fn grid(case: &Value) -> IntegerGrid {
+    IntegerGrid::signed(case["num_bits"].as_u64().unwrap() as u32).unwrap()
+}
+
+fn tiling(case: &Value) -> Tiling {
+    Tiling::new(&usizes(&case["shape"]), &usizes(&case["tile_size"])).unwrap()
+}
+
+fn options(case: &Value) -> RangeOptions {
+    RangeOptions {
+        symmetric: flag(case, "symmetric"),
+        one_sided: if flag(case, "allow_one_sided") { OneSided::Global } else { OneSided::Never },
+        ..Default::default()
+    }
+}
+
+/// The same numbers; zeros of either sign are the same.
+fn same(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()))
+}
+
+#[test]
+fn conformance_affine() {
+    let family = Family::read("affine");
+    let file = SafeTensors::deserialize(&family.tensors).unwrap();
+    for case in family.cases() {
+        let id = id(case);
+        let tensors = Tensors { file: &file, id };
+        let (tiling, grid) = (tiling(case), grid(case));
+        assert_eq!(tiling.num_tiles() as u64, case["num_params"].as_u64().unwrap(), "{id}");
+        let (x, scale) = (tensors.f32("x"), tensors.f32("scale"));
+        let offset = flag(case, "has_offset").then(|| tensors.f32("offset"));
+        let affine = Affine { scale: &scale, offset: offset.as_deref() };
+
+        let mut codes = vec![0i32; x.len()];
+        quantize(&x, &tiling, affine, grid, &mut codes).unwrap();
+        assert_eq!(codes, tensors.i32("q"), "{id}");
+        let expected = tensors.f32("deq");
+        let mut values = vec![0.0; x.len()];
+        dequantize(&codes, &tiling, affine, &mut values).unwrap();
+        assert!(same(&values, &expected), "{id}: dequantized");
+        fake_quantize(&x, &tiling, affine, grid, &mut values).unwrap();
+        assert!(same(&values, &expected), "{id}: fake-quantized");
+        let mut small = vec![0i16; x.len()];
+        quantize(&x, &tiling, affine, grid, &mut small).unwrap();
+        assert!(small.iter().zip(&codes).all(|(&a, &b)| i32::from(a) == b), "{id}: as i16");
+
+        let g = tensors.f32("grad_out");
+        let mut grad_x = vec![0.0; x.len()];
+        let grads = fake_quantize_backward(&x, &tiling, affine, grid, &g, &mut grad_x).unwrap();
+        assert!(same(&grad_x, &tensors.f32("grad_x")), "{id}: grad_x");
+        let reach = tensors.f32("grad_scale_abs");
+        for (tile, expected) in tensors.f32("grad_scale").into_iter().enumerate() {
+            let got = grads.scale[tile];
+            assert!((got - expected).abs() <= 2e-6 * reach[tile], "{id}: {got} {expected}");
+        }
+        assert_eq!(grads.offset.is_some(), offset.is_some(), "{id}");
+        for (tile, got) in grads.offset.iter().flatten().enumerate() {
+            let expected = tensors.f32("grad_offset")[tile];
+            let clipped = tiling.tile_elements(tile).filter(|e| grad_x[e.output] == 0.0);
+            let reach: f64 = clipped.map(|e| f64::from(scale[tile] * g[e.output]).abs()).sum();
+            assert!(f64::from((got - expected).abs()) <= 2e-6 * reach, "{id}: {got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn conformance_affine_misuse() {
+    // Granularities are resolved above this crate; what reaches it as a tile is judged here.
+    for case in Family::read("affine").json["misuse"].as_array().unwrap() {
+        let shape = usizes(&case["shape"]);
+        let granularity = &case["granularity"];
+        let (tile, scales) = if let Some(ok) = case.get("ok") {
+            let n = ok["num_scales"].as_u64().unwrap() as usize;
+            let n = granularity["num_scales"].as_u64().map_or(n, |n| n as usize);
+            (usizes(&ok["tile_size"]), n)
+        } else if granularity["kind"] == "per_tile" {
+            (usizes(&granularity["tile_shape"]), 1)
+        } else if let Some(n) = granularity["num_scales"].as_u64() {
+            let axis = granularity["axes"][0].as_u64().unwrap() as usize;
+            let mut tile = shape.clone();
+            tile[axis] = 1;
+            (tile, n as usize)
+        } else {
+            continue;
+        };
+        let run = || {
+            let tiling = Tiling::new(&shape, &tile)?;
+            let scale = vec![0.5; scales];
+            let mut codes = vec![0i8; tiling.len()];
+            let affine = Affine { scale: &scale, offset: None };
+            quantize(&vec![1.0; tiling.len()], &tiling, affine, grid(case), &mut codes)?;
+            Ok::<_, KernelError>(codes[0])
+        };
+        match (run(), case.get("ok")) {
+            (Ok(code), Some(ok)) => assert_eq!(f64::from(code), ok["q_first"].as_f64().unwrap()),
+            (Err(_), None) => {}
+            (got, _) => panic!("{got:?} for {case}"),
+        }
+    }
+}
+
+#[test]
+fn conformance_dynamic() {
+    let family = Family::read("dynamic");
+    let file = SafeTensors::deserialize(&family.tensors).unwrap();
+    for case in family.cases() {
+        let id = id(case);
+        let tensors = Tensors { file: &file, id };
+        let (tiling, grid, options) = (tiling(case), grid(case), options(case));
+        let x = tensors.f32("x");
+        let mut codes = vec![0i32; x.len()];
+        let p = dynamic_quantize(&x, &tiling, grid, &options, &mut codes).unwrap();
+        assert!(same(p.offset.as_ref().unwrap(), &tensors.f32("offset")), "{id}");
+        let expected = tensors.f32("scale");
+        for (tile, (&got, &expected)) in p.scale.iter().zip(&expected).enumerate() {
+            let zeros = tiling.tile_elements(tile).all(|e| x[e.input] == 0.0);
+            if options.symmetric && p.offset.as_ref().unwrap()[tile] == 0.0 && zeros {
+                // Difference: constant zero, two-sided. The oracle's scale is 0 and its result NaN,
+                // ours is the scale floor and its result 0.
+                assert!(expected == 0.0 && got == f32::EPSILON, "{id}: {got} {expected}");
+                assert!(tiling.tile_elements(tile).all(|e| codes[e.output] == 0), "{id}");
+            } else {
+                assert_eq!(got, expected, "{id}");
+            }
+        }
+        if !flag(case, "finite") {
+            assert!(expected.contains(&0.0), "{id}");
+            continue;
+        }
+        assert_eq!(codes, tensors.i32("q"), "{id}");
+        let mut values = vec![0.0; x.len()];
+        dynamic_fake_quantize(&x, &tiling, grid, &options, &mut values).unwrap();
+        assert!(same(&values, &tensors.f32("deq")), "{id}");
+    }
+}
+
+#[test]
+fn conformance_ranges() {
+    for case in Family::read("ranges").cases() {
+        let id = id(case);
+        let (grid, options) = (grid(case), options(case));
+        let (min, max) = (floats(&case["min"]).unwrap(), floats(&case["max"]).unwrap());
+        let scale = floats(&case["scale"]).unwrap();
+        let offset = floats(&case["offset"]);
+
+        // To the letter on request.
+        let reference = RangeOptions { degenerate: Degenerate::Reference, ..options };
+        let p = parameters_for_range(&min, &max, grid, &reference).unwrap();
+        assert!(same(&p.scale, &scale), "{id}: {:?} {scale:?}", p.scale);
+        assert_eq!(p.offset.is_some(), offset.is_some(), "{id}");
+        if let (Some(a), Some(b)) = (&p.offset, &offset) {
+            assert!(same(a, b), "{id}: {a:?} {b:?}");
+        }
+        let (lo, hi) = quantization_range(p.affine(), grid).unwrap();
+        assert!(same(&lo, &floats(&case["range_min"]).unwrap()), "{id}");
+        assert!(same(&hi, &floats(&case["range_max"]).unwrap()), "{id}");
+        // What a quantizer stores: zeros where one-sided parameters were allowed but not used.
+        let stored = p.offset.clone().or_else(|| {
+            (options.one_sided != OneSided::Never || !options.symmetric)
+                .then(|| vec![0.0; min.len()])
+        });
+        assert_eq!(stored.is_some(), !case["quantizer_offset"].is_null(), "{id}");
+        if let Some(stored) = stored {
+            assert!(same(&stored, &floats(&case["quantizer_offset"]).unwrap()), "{id}");
+        }
+        assert!(same(&p.scale, &floats(&case["quantizer_scale"]).unwrap()), "{id}");
+
+        // By default, differences where the oracle's result cannot be used, and only there.
+        let ours = parameters_for_range(&min, &max, grid, &options).unwrap();
+        for tile in 0..min.len() {
+            if scale[tile] == 0.0 {
+                assert_eq!(ours.scale[tile], options.scale_floor, "{id}: zero scale");
+            } else if scale[tile].is_infinite() {
+                let exact = (f64::from(max[tile]) - f64::from(min[tile])) / f64::from(grid.steps());
+                assert!((f64::from(ours.scale[tile]) / exact - 1.0).abs() < 1e-6, "{id}: too wide");
+            } else {
+                assert_eq!(ours.scale[tile], scale[tile], "{id}");
+                assert_eq!(
+                    ours.offset.as_ref().map(|o| o[tile]),
+                    p.offset.as_ref().map(|o| o[tile]),
+                    "{id}"
+                );
+            }
+        }
+    }
+}
