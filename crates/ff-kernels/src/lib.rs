@@ -37,6 +37,9 @@ mod tiling;
 
 mod affine;
 mod dynamic;
+mod metrics;
+mod onnx;
+mod pack;
 mod range;
 
 mod map;
@@ -50,6 +53,9 @@ pub use affine::{
 pub use dynamic::{dynamic_fake_quantize, dynamic_parameters, dynamic_quantize};
 pub use error::{AxisMismatch, KernelError, KernelErrorKind};
 pub use grid::{Code, IntegerGrid};
+pub use metrics::{Difference, SQNR_EPSILON, sqnr_db};
+pub use onnx::{LinearParameters, dequantize_linear, dynamic_linear_parameters, quantize_linear};
+pub use pack::{Packed, pack, unpack};
 pub use range::{
     Degenerate, MinMax, OneSided, Parameters, RangeOptions, min_max, min_max_reference,
     parameters_for_range, quantization_range,
