@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod array;
+pub mod config;
+pub mod data;
 mod error;
 pub mod files;
 pub mod module;
