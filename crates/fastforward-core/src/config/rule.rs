@@ -183,7 +183,7 @@ fn read_expect(value: &Value<'_>, problems: &Problems) -> Option<Expect> {
 
 const KINDS: [(&str, bool); 2] = [("linear", false), ("dynamic_linear", true)];
 
-const QUANTIZER_KEYS: [&str; 9] = [
+const QUANTIZER_KEYS: [&str; 10] = [
     "type",
     "num_bits",
     "symmetric",
@@ -192,6 +192,7 @@ const QUANTIZER_KEYS: [&str; 9] = [
     "zero_in_range",
     "narrow_range",
     "scale_floor",
+    "power_of_two",
     "granularity",
 ];
 
@@ -232,6 +233,7 @@ fn read_quantizer(value: &Value<'_>, problems: &Problems) -> Option<QuantizerEnt
         zero_in_range: fields.boolean("zero_in_range").unwrap_or(defaults.zero_in_range),
         narrow_range: fields.boolean("narrow_range").unwrap_or(defaults.narrow_range),
         scale_floor: fields.boolean("scale_floor").unwrap_or(defaults.scale_floor),
+        power_of_two: fields.boolean("power_of_two").unwrap_or(defaults.power_of_two),
     };
     let granularity = match fields.get("granularity") {
         None => Some(Granularity::PerTensor),
