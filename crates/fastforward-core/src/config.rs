@@ -35,7 +35,6 @@ mod estimator;
 mod reader;
 mod rule;
 mod sections;
-pub(crate) mod suggest;
 #[cfg(test)]
 mod tests;
 
@@ -45,7 +44,7 @@ use indexmap::IndexMap;
 use toml::de::{DeTable, DeValue};
 
 pub use estimator::EstimatorEntry;
-pub use rule::{Expect, QuantizerEntry, QueryText, RuleEntry};
+pub use rule::{Expect, QueryText, RuleEntry};
 pub use sections::{
     ActivationType, CalibrationSection, EvaluationSection, ExportSection, Metric, ModelSection,
 };

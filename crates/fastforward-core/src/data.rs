@@ -42,13 +42,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
+use mpath::suggest::nearest;
 
 pub use element::{ElementType, InputType};
 pub use input::{InputSpec, ModelInput};
 pub use source::{DataPath, EachFile, FileDigest};
 pub use tensor::StoredTensor;
 
-use crate::config::suggest::nearest;
 use crate::{Error, ErrorKind};
 use input::BoundInput;
 use source::Source;

@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 use std::ops::{Range, RangeInclusive};
 
+use mpath::suggest::nearest;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Problem;
-use super::suggest::nearest;
 
 /// Every problem found so far.
 #[derive(Debug, Default)]

@@ -9,6 +9,7 @@ use super::diagnostic::SourceText;
 use super::estimator::{EstimatorEntry, read_estimator};
 use super::reader::{Fields, Problems, Value, integer, integers, wrong_type};
 use crate::quantization::affine::{OneSided, RangeSettings};
+use crate::quantization::quant_init::{ChannelAxis, QuantizerSpec};
 use crate::quantization::{
     DynamicLinearQuantizer, DynamicLinearQuantizerConfig, Granularity, LinearQuantizer,
     LinearQuantizerConfig,
@@ -21,8 +22,8 @@ pub struct RuleEntry {
     pub name: Option<String>,
     /// Which slots the rule is for.
     pub query: QueryText,
-    /// What they get.
-    pub quantizer: QuantizerEntry,
+    /// What they get; [`QuantizerSpec::None`] leaves them in float.
+    pub quantizer: QuantizerSpec,
     /// How ranges are found; `None` when the quantizer has no range to set.
     pub estimator: Option<EstimatorEntry>,
     /// Whether the rule may match nothing, or never win.
@@ -48,17 +49,6 @@ pub struct QueryText {
     pub column: usize,
     /// The bytes of the file that hold it, quotes included.
     pub(super) span: Range<usize>,
-}
-
-/// What a rule puts into a slot.
-#[derive(Clone, Debug, PartialEq)]
-pub enum QuantizerEntry {
-    /// Nothing: the slot stays in float.
-    None,
-    /// A static quantizer.
-    Linear(LinearQuantizerConfig),
-    /// A quantizer that takes its parameters from the data.
-    DynamicLinear(DynamicLinearQuantizerConfig),
 }
 
 /// How many slots a rule must match.
@@ -116,11 +106,11 @@ pub(super) fn read_rule(
     }
     let quantizer = rule.get("quantizer").and_then(|value| read_quantizer(value, problems));
     let estimator = match (&quantizer, rule.get("range")) {
-        (Some(QuantizerEntry::None), Some(range)) => {
+        (Some(QuantizerSpec::None), Some(range)) => {
             problems.add(range.span(), "a slot without a quantizer has no range", "remove `range`");
             None
         }
-        (Some(QuantizerEntry::DynamicLinear(_)), Some(range)) => {
+        (Some(QuantizerSpec::DynamicLinear(_)), Some(range)) => {
             problems.add(
                 range.span(),
                 "a dynamic quantizer takes its range from each tensor",
@@ -128,7 +118,7 @@ pub(super) fn read_rule(
             );
             None
         }
-        (Some(QuantizerEntry::Linear(_)), None) => Some(EstimatorEntry::default()),
+        (Some(QuantizerSpec::Linear { .. }), None) => Some(EstimatorEntry::default()),
         (_, Some(range)) => read_estimator(range, problems),
         (_, None) => None,
     };
@@ -196,9 +186,9 @@ const QUANTIZER_KEYS: [&str; 10] = [
     "granularity",
 ];
 
-fn read_quantizer(value: &Value<'_>, problems: &Problems) -> Option<QuantizerEntry> {
+fn read_quantizer(value: &Value<'_>, problems: &Problems) -> Option<QuantizerSpec> {
     match value.get_ref() {
-        DeValue::String(text) if text == "none" => return Some(QuantizerEntry::None),
+        DeValue::String(text) if text == "none" => return Some(QuantizerSpec::None),
         DeValue::String(text) => {
             problems.add(
                 value.span(),
@@ -236,35 +226,63 @@ fn read_quantizer(value: &Value<'_>, problems: &Problems) -> Option<QuantizerEnt
         power_of_two: fields.boolean("power_of_two").unwrap_or(defaults.power_of_two),
     };
     let granularity = match fields.get("granularity") {
-        None => Some(Granularity::PerTensor),
+        None => Some(TileChoice::Fixed(Granularity::PerTensor)),
         Some(value) => read_granularity(value, problems),
     };
     let (dynamic, num_bits, granularity) = (dynamic?, num_bits?, granularity?);
     let refused = |error: crate::Error| {
-        problems.add(value.span(), error.to_string(), "");
+        problems.add(fields.span_of("num_bits"), error.to_string(), "");
         None
     };
+    let (granularity, channel) = match granularity {
+        TileChoice::Fixed(granularity) => (granularity, ChannelAxis::AsGiven),
+        // The axis is filled in for each slot.
+        TileChoice::PerOutputChannel => (Granularity::PerTensor, ChannelAxis::OfOutput),
+    };
     if dynamic {
+        if channel == ChannelAxis::OfOutput {
+            problems.add(
+                fields.span_of("granularity"),
+                "only weights have output channels, and weights are not quantized dynamically",
+                "write { per_channel = 0 }",
+            );
+            return None;
+        }
         let config = DynamicLinearQuantizerConfig { num_bits, granularity, range };
         DynamicLinearQuantizer::new(config.clone())
-            .map_or_else(refused, |_| Some(QuantizerEntry::DynamicLinear(config)))
+            .map_or_else(refused, |_| Some(QuantizerSpec::DynamicLinear(config)))
     } else {
         let config = LinearQuantizerConfig { num_bits, granularity, range };
         LinearQuantizer::new(config.clone())
-            .map_or_else(refused, |_| Some(QuantizerEntry::Linear(config)))
+            .map_or_else(refused, |_| Some(QuantizerSpec::Linear { config, channel }))
     }
 }
 
-const GRANULARITIES: [&str; 4] = ["per_tensor", "per_channel", "per_block", "per_tile"];
+/// A granularity, or the wish for one that depends on the slot.
+enum TileChoice {
+    Fixed(Granularity),
+    PerOutputChannel,
+}
+
+const GRANULARITIES: [&str; 5] =
+    ["per_tensor", "per_output_channel", "per_channel", "per_block", "per_tile"];
 const AXES: &str = "a list of axes, such as [0]";
 const SIZES: &str = "a list of positive sizes, such as [32]";
 
-fn read_granularity(value: &Value<'_>, problems: &Problems) -> Option<Granularity> {
+fn read_granularity(value: &Value<'_>, problems: &Problems) -> Option<TileChoice> {
     let table = match value.get_ref() {
-        DeValue::String(text) if text == "per_tensor" => return Some(Granularity::PerTensor),
+        DeValue::String(text) if text == "per_tensor" => {
+            return Some(TileChoice::Fixed(Granularity::PerTensor));
+        }
+        DeValue::String(text) if text == "per_output_channel" => {
+            return Some(TileChoice::PerOutputChannel);
+        }
         DeValue::String(text) => {
             let (message, help) = match text.as_ref() {
-                "per_channel" => ("`per_channel` needs an axis", "write { per_channel = 0 }"),
+                "per_channel" => (
+                    "`per_channel` needs an axis",
+                    "write { per_channel = 0 }, or \"per_output_channel\" for weights",
+                ),
                 "per_tile" => ("`per_tile` needs a tile shape", "write { per_tile = [1, 32] }"),
                 "per_block" => (
                     "`per_block` needs axes and sizes",
@@ -293,7 +311,7 @@ fn read_granularity(value: &Value<'_>, problems: &Problems) -> Option<Granularit
             return None;
         }
     };
-    let fields = Fields::of_value(value, "`granularity`", &GRANULARITIES[1..], problems)?;
+    let fields = Fields::of_value(value, "`granularity`", &GRANULARITIES[2..], problems)?;
     if table.len() != 1 {
         let found = if table.is_empty() { "none" } else { "several" };
         problems.add(
@@ -304,7 +322,7 @@ fn read_granularity(value: &Value<'_>, problems: &Problems) -> Option<Granularit
         return None;
     }
     if let Some(value) = fields.get("per_channel") {
-        return read_per_channel(value, problems);
+        return read_per_channel(value, problems).map(TileChoice::Fixed);
     }
     if let Some(value) = fields.get("per_block") {
         let keys = ["dims", "sizes", "per_channel_dims"];
@@ -328,12 +346,13 @@ fn read_granularity(value: &Value<'_>, problems: &Problems) -> Option<Granularit
             );
             return None;
         }
-        return Some(Granularity::PerBlock { dims, sizes, per_channel_dims });
+        let granularity = Granularity::PerBlock { dims, sizes, per_channel_dims };
+        return Some(TileChoice::Fixed(granularity));
     }
     let value = fields.get("per_tile")?;
     let shape = integers(value, "`per_tile`", "a tile shape, such as [1, 32]", problems)?;
     let shape = all_positive(shape, value.span(), "`per_tile`", problems)?;
-    Some(Granularity::PerTile { shape })
+    Some(TileChoice::Fixed(Granularity::PerTile { shape }))
 }
 
 fn read_per_channel(value: &Value<'_>, problems: &Problems) -> Option<Granularity> {

@@ -5,6 +5,7 @@ use expect_test::{Expect as Expected, expect};
 use super::*;
 use crate::data::{DataPath, EachFile, InputType};
 use crate::quantization::affine::{OneSided, RangeSettings};
+use crate::quantization::quant_init::{ChannelAxis, QuantizerSpec};
 use crate::quantization::{DynamicLinearQuantizerConfig, Granularity, LinearQuantizerConfig};
 
 fn parse(text: &str) -> Result<QuantConfigFile, Error> {
@@ -141,12 +142,13 @@ fn every_section_is_read() {
     assert_eq!((weights.query.column, weights.expect), (9, Some(Expect::AtLeast(1))));
     assert_eq!(
         weights.quantizer,
-        QuantizerEntry::Linear(
-            LinearQuantizerConfig::new(4).with_granularity(Granularity::per_channel(0))
-        )
+        QuantizerSpec::Linear {
+            config: LinearQuantizerConfig::new(4).with_granularity(Granularity::per_channel(0)),
+            channel: ChannelAxis::AsGiven,
+        }
     );
     assert_eq!((weights.optional, weights.priority), (false, 1));
-    assert_eq!((&head.quantizer, &head.estimator), (&QuantizerEntry::None, &None));
+    assert_eq!((&head.quantizer, &head.estimator), (&QuantizerSpec::None, &None));
     assert_eq!((head.optional, head.priority, head.line), (true, 7, 48));
 }
 
@@ -169,9 +171,16 @@ fn quantizers() {
     let linear = |change: fn(&mut LinearQuantizerConfig)| {
         let mut config = LinearQuantizerConfig::new(8);
         change(&mut config);
-        QuantizerEntry::Linear(config)
+        QuantizerSpec::Linear { config, channel: ChannelAxis::AsGiven }
     };
-    let cases: [(&str, QuantizerEntry); 13] = [
+    let cases: [(&str, QuantizerSpec); 14] = [
+        (
+            "{ type = 'linear', num_bits = 8, granularity = 'per_output_channel' }",
+            QuantizerSpec::Linear {
+                config: LinearQuantizerConfig::new(8),
+                channel: ChannelAxis::OfOutput,
+            },
+        ),
         ("{ type = 'linear', num_bits = 8 }", linear(|_| {})),
         (
             "{ type = 'linear', num_bits = 8, symmetric = false }",
@@ -216,13 +225,13 @@ fn quantizers() {
         ),
         (
             "{ type = 'dynamic_linear', num_bits = 8 }",
-            QuantizerEntry::DynamicLinear(DynamicLinearQuantizerConfig::new(8)),
+            QuantizerSpec::DynamicLinear(DynamicLinearQuantizerConfig::new(8)),
         ),
     ];
     for (text, expected) in cases {
         let rule = quantizer(text);
         assert_eq!(rule.quantizer, expected, "{text}");
-        let has_range = matches!(expected, QuantizerEntry::Linear(_));
+        let has_range = matches!(expected, QuantizerSpec::Linear { .. });
         assert_eq!(rule.estimator, has_range.then(EstimatorEntry::default), "{text}");
     }
 }
@@ -259,7 +268,7 @@ fn quantizers_that_are_refused() {
         ),
         (
             "{ type = 'linear', num_bits = 1, narrow_range = true }",
-            "w8a8.toml:4:13: a narrow range of 1 bit leaves no code but 0",
+            "w8a8.toml:4:43: num_bits: 1 bits asked for, expected 2 to 25",
         ),
         (
             "{ type = 'linear', num_bits = 8, granularity = 'per_chanel' }",
@@ -267,7 +276,7 @@ fn quantizers_that_are_refused() {
         ),
         (
             "{ type = 'linear', num_bits = 8, granularity = 'per_channel' }",
-            "w8a8.toml:4:60: `per_channel` needs an axis; write { per_channel = 0 }",
+            "w8a8.toml:4:60: `per_channel` needs an axis; write { per_channel = 0 }, or \"per_output_channel\" for weights",
         ),
         (
             "{ type = 'linear', num_bits = 8, granularity = { per_chanel = 0 } }",

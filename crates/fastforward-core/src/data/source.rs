@@ -1,13 +1,10 @@
 //! What kinds of files data comes from, and which tensors they hold.
 
 use std::cmp::Ordering;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::tensor::{StoredTensor, format_error, io_error, size_bytes};
 use super::{npy, npz, safetensors_file};
@@ -50,20 +47,8 @@ impl FileDigest {
     /// # Errors
     /// [`ErrorKind::Io`] when the file cannot be read.
     pub fn of(path: &Path) -> Result<Self, Error> {
-        let mut file = File::open(path).map_err(|e| io_error(path, "cannot be opened", e))?;
-        let mut hash = Sha256::new();
-        let mut piece = vec![0; 1 << 16];
-        let mut size_bytes = 0;
-        loop {
-            match file.read(&mut piece).map_err(|e| io_error(path, "cannot be read", e))? {
-                0 => break,
-                count => {
-                    hash.update(&piece[..count]);
-                    size_bytes += count as u64;
-                }
-            }
-        }
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let metadata = path.metadata().map_err(|e| io_error(path, "cannot be read", e))?;
+        let (size_bytes, sha256) = (metadata.len(), crate::files::sha256(path)?);
         Ok(Self { path: path.to_path_buf(), size_bytes, sha256 })
     }
 }
