@@ -161,3 +161,92 @@ fn min_max_f32(bencher: Bencher, tile: Tile) {
             .bench_local(|| min_max(divan::black_box(x), &tiling).unwrap());
     });
 }
+
+#[divan::bench(args = ALL)]
+fn moments_f32(bencher: Bencher, tile: Tile) {
+    let tiling = tile.tiling();
+    with_buffers(|x, _, _| {
+        bencher
+            .counter(BytesCount::of_slice(x))
+            .bench_local(|| moments(divan::black_box(x), &tiling).unwrap());
+    });
+}
+
+#[divan::bench(args = ALL)]
+fn dynamic_i8(bencher: Bencher, tile: Tile) {
+    let tiling = tile.tiling();
+    let options = RangeOptions { symmetric: false, ..Default::default() };
+    with_buffers(|x, _, codes| {
+        bencher.counter(BytesCount::of_slice(x)).bench_local(|| {
+            dynamic_quantize(divan::black_box(x), &tiling, grid(), &options, codes).unwrap()
+        });
+    });
+}
+
+/// 100 candidates, 4 bits.
+#[divan::bench(args = [(Rows, true), (Rows, false), (Columns, true), (Tensor, true), (Block128, true)], sample_count = 3)]
+fn min_error_grid(bencher: Bencher, (tile, symmetric): (Tile, bool)) {
+    let tiling = tile.tiling();
+    let grid = IntegerGrid::signed(4).unwrap();
+    let options = RangeOptions { symmetric, ..Default::default() };
+    with_buffers(|x, _, _| {
+        let range = min_max(x, &tiling).unwrap();
+        let layout = CandidateLayout::REFERENCE;
+        let candidates = Candidates::new(&range.min, &range.max, symmetric, 100, layout).unwrap();
+        bencher.counter(BytesCount::of_slice(x)).bench_local(|| {
+            search_min_error(divan::black_box(x), &tiling, &candidates, grid, &options).unwrap()
+        });
+    });
+}
+
+#[divan::bench(args = [Tensor, Rows, Columns], sample_count = 10)]
+fn histogram_2048(bencher: Bencher, tile: Tile) {
+    let tiling = tile.tiling();
+    with_buffers(|x, _, _| {
+        let empty = vec![Histogram::new(2048).unwrap(); tiling.num_tiles()];
+        bencher.counter(BytesCount::of_slice(x)).with_inputs(|| empty.clone()).bench_local_values(
+            |mut seen| {
+                histograms(divan::black_box(x), &tiling, &mut seen).unwrap();
+                seen
+            },
+        );
+    });
+}
+
+#[divan::bench]
+fn pack_int4(bencher: Bencher) {
+    let codes: Vec<i8> = (0..N * N).map(|i| (i % 16) as i8 - 8).collect();
+    let mut bytes = vec![0u8; N * N / 2];
+    bencher.counter(BytesCount::of_slice(&codes)).bench_local(|| {
+        pack(divan::black_box(&codes), Packed::Int4, &mut bytes).unwrap();
+    });
+}
+
+#[divan::bench]
+fn unpack_int4(bencher: Bencher) {
+    let bytes: Vec<u8> = (0..N * N / 2).map(|i| i as u8).collect();
+    let mut codes = vec![0i8; N * N];
+    bencher.counter(BytesCount::of_slice(&codes)).bench_local(|| {
+        unpack(divan::black_box(&bytes), Packed::Int4, &mut codes).unwrap();
+    });
+}
+
+#[divan::bench]
+fn copy_i8(bencher: Bencher) {
+    with_buffers(|_, _, codes| {
+        let from = vec![1i8; N * N];
+        bencher
+            .counter(BytesCount::of_slice(&from))
+            .bench_local(|| codes.copy_from_slice(divan::black_box(&from)));
+    });
+}
+
+#[divan::bench]
+fn difference(bencher: Bencher) {
+    let other = data();
+    with_buffers(|x, _, _| {
+        bencher
+            .counter(BytesCount::of_slice(x))
+            .bench_local(|| Difference::of(divan::black_box(x), &other).unwrap());
+    });
+}

@@ -95,6 +95,13 @@ pub enum KernelErrorKind {
         /// Element numbers (in C order of the data) of the first few.
         first: Vec<usize>,
     },
+    /// Elements that are NaN or infinite, where only finite ones can be counted.
+    NotFinite {
+        /// How many there are.
+        count: usize,
+        /// Element numbers of the first few.
+        first: Vec<usize>,
+    },
     /// Tiles whose minimum or maximum is not finite.
     NonFiniteRange {
         /// The tiles concerned, ascending, each with its minimum and maximum.
@@ -182,6 +189,11 @@ impl fmt::Display for KernelError {
             ),
             NotANumber { count, first } => {
                 write!(f, "{count} NaN in the data, at ")?;
+                list(f, first, |f, at| write!(f, "element {at}"))?;
+                if *count > first.len() { f.write_str(", ...") } else { Ok(()) }
+            }
+            NotFinite { count, first } => {
+                write!(f, "{count} values are not finite, at ")?;
                 list(f, first, |f, at| write!(f, "element {at}"))?;
                 if *count > first.len() { f.write_str(", ...") } else { Ok(()) }
             }

@@ -57,7 +57,9 @@ pub use metrics::{Difference, SQNR_EPSILON, sqnr_db};
 pub use onnx::{LinearParameters, dequantize_linear, dynamic_linear_parameters, quantize_linear};
 pub use pack::{Packed, pack, unpack};
 pub use range::{
-    Degenerate, MinMax, OneSided, Parameters, RangeOptions, min_max, min_max_reference,
-    parameters_for_range, quantization_range,
+    Bin, CandidateLayout, Candidates, Degenerate, Histogram, MinMax, Moments, OneSided, Parameters,
+    RangeOptions, best_candidates, candidate_errors, candidate_errors_reference, histograms,
+    min_max, min_max_reference, moments, moments_reference, parameters_for_range,
+    quantization_range, search_min_error,
 };
 pub use tiling::{Element, Tiling};

@@ -1,10 +1,12 @@
 //! Tiles: which elements of a tensor share their quantization parameters.
 
 mod plan;
+mod reader;
 
 use std::ops::Range;
 
 pub(crate) use plan::{Plan, Tiles};
+pub(crate) use reader::TileReader;
 
 use crate::error::{AxisMismatch, KernelError, KernelErrorKind, check_len};
 
@@ -250,6 +252,11 @@ impl Tiling {
             rest /= d;
         }
         input
+    }
+
+    /// How to read tiles one by one.
+    pub(crate) fn tile_reader(&self) -> TileReader<'_> {
+        TileReader::new(self)
     }
 
     /// Cuts `0..len` into ranges of `chunk` elements; the cut depends on the shape only.

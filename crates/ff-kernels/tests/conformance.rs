@@ -269,3 +269,88 @@ fn conformance_ranges() {
         }
     }
 }
+
+#[test]
+fn conformance_min_error() {
+    let family = Family::read("estimators");
+    let file = SafeTensors::deserialize(&family.tensors).unwrap();
+    let cases = family.cases().iter().filter(|c| c["estimator"] == "min_error");
+    let mut seen = 0;
+    for case in cases {
+        seen += 1;
+        let id = id(case);
+        let tensors = Tensors { file: &file, id };
+        let (tiling, grid, options) = (tiling(case), grid(case), options(case));
+        let batches = tensors.f32("batches");
+        let batches: Vec<&[f32]> = batches.chunks_exact(tiling.len()).collect();
+        let count = |name: &str| case[name].as_u64().unwrap() as usize;
+        assert_eq!(batches.len(), count("num_batches"), "{id}");
+
+        // The grid, made from the first batch.
+        let first = min_max(batches[0], &tiling).unwrap();
+        let margin = |name: &str| case[name].as_f64().unwrap() as f32;
+        let layout = CandidateLayout::Reference {
+            absolute_margin: margin("absolute_margin"),
+            relative_margin: margin("relative_margin"),
+        };
+        let wanted = count("num_candidates");
+        let candidates =
+            Candidates::new(&first.min, &first.max, options.symmetric, wanted, layout).unwrap();
+        let (n, num_tiles) = (candidates.num_candidates(), tiling.num_tiles());
+        let (grid_min, grid_max) = (tensors.f32("grid_min"), tensors.f32("grid_max"));
+        assert_eq!(grid_min.len(), n * num_tiles, "{id}");
+        let close = |a: f32, b: f32| (a - b).abs() <= 4e-7 * b.abs();
+        for i in 0..n {
+            for tile in 0..num_tiles {
+                let (min, max) = candidates.range(i, tile);
+                let at = i * num_tiles + tile;
+                assert!(close(min, grid_min[at]), "{id}: {min} {}", grid_min[at]);
+                assert!(close(max, grid_max[at]), "{id}: {max} {}", grid_max[at]);
+            }
+        }
+
+        // The errors of the candidates that the oracle evaluates: the first `wanted`.
+        let mut errors = vec![0.0; n * num_tiles];
+        for batch in &batches {
+            candidate_errors(batch, &tiling, &candidates, grid, &options, &mut errors).unwrap();
+        }
+        let oracle = tensors.f32("cumulative_error");
+        let evaluated = wanted.min(n);
+        let reach = batches.concat().iter().fold(0f64, |m, x| m.max(f64::from(x.abs())));
+        for tile in 0..num_tiles {
+            for i in 0..evaluated {
+                let (got, expected) =
+                    (errors[tile * n + i], f64::from(oracle[i * num_tiles + tile]));
+                let limit = 1e-5 * expected + 1e-6 * reach * expected.sqrt() + 1e-12;
+                assert!((got - expected).abs() <= limit, "{id}: {i} {got} {expected}");
+            }
+        }
+
+        // The choice.
+        let chosen = tensors.i32("best_index");
+        let best = best_candidates(&errors, n).unwrap();
+        for tile in 0..num_tiles {
+            if n > evaluated {
+                // Difference: the oracle's grid is larger than asked for, the surplus keeps error 0,
+                // and its first candidate is chosen. Ours evaluates all and chooses the best.
+                assert_eq!(chosen[tile] as usize, evaluated, "{id}");
+                assert!((evaluated..n).all(|i| oracle[i * num_tiles + tile] == 0.0), "{id}");
+                let ours = &errors[tile * n..][..n];
+                assert!(ours.iter().all(|&e| ours[best[tile]] <= e), "{id}");
+                let options = &options;
+                let twin = batches.iter().map(|batch| {
+                    candidate_errors_reference(batch, &tiling, &candidates, grid, options).unwrap()
+                        [tile * n + evaluated]
+                });
+                let (got, expected) = (ours[evaluated], twin.sum::<f64>());
+                let limit = 1e-5 * expected + 1e-6 * reach * expected.sqrt() + 1e-12;
+                assert!((got - expected).abs() <= limit, "{id}: {got} {expected}");
+            } else {
+                let error = |i: usize| f64::from(oracle[i * num_tiles + tile]);
+                let (ours, theirs) = (error(best[tile]), error(chosen[tile] as usize));
+                assert!(ours <= theirs * (1.0 + 1e-5), "{id}: {} {}", best[tile], chosen[tile]);
+            }
+        }
+    }
+    assert!(seen > 0);
+}

@@ -223,4 +223,21 @@ proptest! {
         prop_assert_eq!(bits(&got.max), bits(&expected.max));
         prop_assert_eq!(got.nan_tiles, expected.nan_tiles);
     }
+
+    #[test]
+    fn sums_and_sums_of_squares(case in case()) {
+        let tiling = case.tiling();
+        let got = moments(&case.memory, &tiling).unwrap();
+        let expected = moments_reference(&case.memory, &tiling).unwrap();
+        for (got, expected) in got.iter().zip(&expected) {
+            prop_assert_eq!(got.len, expected.len);
+            // Opposite infinities are NaN, and so are their sums in any order.
+            let close = |a: f64, b: f64, reach: f64| {
+                a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-12 * reach
+            };
+            prop_assert!(close(got.sum_squared, expected.sum_squared, expected.sum_squared));
+            let reach = (expected.sum_squared * expected.len as f64).sqrt();
+            prop_assert!(close(got.sum, expected.sum, reach));
+        }
+    }
 }

@@ -113,33 +113,18 @@ pub fn parameters_for_range(
 ) -> Result<Parameters, KernelError> {
     check(min, max, grid, options)?;
     let bounds = Bounds::new(grid);
-    let all_one_sided = min.iter().all(|&m| m >= 0.0);
-    let one_sided = |min: f32| {
-        options.symmetric
-            && match options.one_sided {
-                OneSided::Never => false,
-                OneSided::Global => all_one_sided,
-                OneSided::PerTile => min >= 0.0,
-            }
-    };
+    let never_negative = min.iter().all(|&m| m >= 0.0);
     let mut scales = Vec::with_capacity(min.len());
     let mut offsets = Vec::with_capacity(min.len());
-    let mut has_offset = !options.symmetric;
+    let mut has_offset = false;
     for (&min, &max) in min.iter().zip(max) {
-        let one_sided = one_sided(min);
-        has_offset |= one_sided;
-        let (scale, offset) = if one_sided {
-            laid_over(0.0, max, bounds, options)
-        } else if options.symmetric {
-            (symmetric_scale(min, max, bounds, options), 0.0)
-        } else if options.include_zero {
-            laid_over(min.min(0.0), max.max(0.0), bounds, options)
-        } else {
-            laid_over(min, max, bounds, options)
-        };
+        let (scale, offset) = tile_parameters(min, max, never_negative, bounds, options);
+        has_offset |= offset.is_some();
         scales.push(scale);
-        offsets.push(offset);
+        offsets.push(offset.unwrap_or(0.0));
     }
+    // Without tiles, too, asymmetric parameters have offsets.
+    has_offset |= !options.symmetric;
     Ok(Parameters { scale: scales, offset: has_offset.then_some(offsets) })
 }
 
@@ -163,7 +148,34 @@ pub fn quantization_range(
     Ok((edge(bounds.lo), edge(bounds.hi)))
 }
 
-fn check(
+/// Scale and offset of one tile. `never_negative`: no tile of the tensor has a negative minimum.
+#[inline(always)]
+pub(super) fn tile_parameters(
+    min: f32,
+    max: f32,
+    never_negative: bool,
+    grid: Bounds,
+    options: &RangeOptions,
+) -> (f32, Option<f32>) {
+    let one_sided = options.symmetric
+        && match options.one_sided {
+            OneSided::Never => false,
+            OneSided::Global => never_negative,
+            OneSided::PerTile => min >= 0.0,
+        };
+    let (scale, offset) = if one_sided {
+        laid_over(0.0, max, grid, options)
+    } else if options.symmetric {
+        return (symmetric_scale(min, max, grid, options), None);
+    } else if options.include_zero {
+        laid_over(min.min(0.0), max.max(0.0), grid, options)
+    } else {
+        laid_over(min, max, grid, options)
+    };
+    (scale, Some(offset))
+}
+
+pub(super) fn check(
     min: &[f32],
     max: &[f32],
     grid: IntegerGrid,
