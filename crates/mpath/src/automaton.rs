@@ -6,10 +6,11 @@
 
 mod lists;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::hash::FastMap;
-use crate::{Error, Fragment, Selector};
+use crate::{Error, Facts, Fragment, Selector};
 
 pub(crate) use lists::Lists;
 use lists::{ListId, NIL, Seg};
@@ -35,16 +36,11 @@ pub(crate) struct Arm {
 /// The states of several selectors, which share fragments but no states.
 pub(crate) struct Automaton {
     lists: Lists,
-    states: Vec<State>,
+    /// For each state, where its arms stand.
+    states: Vec<Range<u32>>,
     arms: Vec<Arm>,
     /// The initial state of each selector.
     starts: Vec<StateId>,
-}
-
-struct State {
-    arms: std::ops::Range<u32>,
-    /// The query the state belongs to.
-    query: u32,
 }
 
 impl Automaton {
@@ -99,7 +95,7 @@ impl Automaton {
                     accepts: self.lists.matches_nothing(after).then_some(query),
                 });
             }
-            self.states.push(State { arms: first_arm..self.arms.len() as u32, query });
+            self.states.push(first_arm..self.arms.len() as u32);
         }
     }
 
@@ -112,16 +108,17 @@ impl Automaton {
     }
 
     pub(crate) fn arms(&self, state: StateId) -> &[Arm] {
-        let arms = &self.states[state as usize].arms;
+        let arms = &self.states[state as usize];
         &self.arms[arms.start as usize..arms.end as usize]
-    }
-
-    pub(crate) fn query_of(&self, state: StateId) -> u32 {
-        self.states[state as usize].query
     }
 
     pub(crate) fn num_states(&self) -> usize {
         self.states.len()
+    }
+
+    /// Whether a fragment matches a child of this name.
+    pub(crate) fn matches(&self, fragment: FragmentId, name: &str, node: &dyn Facts) -> bool {
+        self.fragments()[fragment as usize].matches(name, node)
     }
 
     pub(crate) fn fragments(&self) -> &[Arc<dyn Fragment>] {

@@ -140,12 +140,6 @@ impl TagSet {
         other.0.iter().all(|&tag| self.contains(tag))
     }
 
-    /// A number that differs between sets.
-    pub(crate) fn id(self) -> usize {
-        // The length distinguishes the empty set from others that may share its address.
-        self.0.as_ptr().addr() ^ (self.0.len() << 1 | 1)
-    }
-
     /// The tags, sorted.
     pub fn as_slice(self) -> &'static [Tag] {
         self.0

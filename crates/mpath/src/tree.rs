@@ -53,10 +53,6 @@ impl<N: Node> Tree<N> {
         self.nodes[id as usize].node
     }
 
-    pub(crate) fn num_nodes(&self) -> usize {
-        self.nodes.len()
-    }
-
     pub(crate) fn edge(&self, edge: usize) -> &Edge {
         &self.edges[edge]
     }

@@ -2,7 +2,7 @@
 
 mod outline;
 
-use mpath::{Context, SearchOptions, search};
+use mpath::{SearchOptions, search};
 use outline::Tree;
 
 /// The names that a query matches in the tree, in order.

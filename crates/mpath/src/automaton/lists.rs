@@ -204,7 +204,8 @@ impl Lists {
         (&cell.seg, cell.next)
     }
 
-    pub(super) fn matches_nothing(&self, list: ListId) -> bool {
+    /// Whether the list matches the empty path.
+    pub(crate) fn matches_nothing(&self, list: ListId) -> bool {
         self.matches_nothing[list as usize]
     }
 

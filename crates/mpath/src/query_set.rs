@@ -1,0 +1,159 @@
+//! Many queries, one walk.
+
+mod matcher;
+mod walk;
+
+use crate::automaton::Automaton;
+use crate::{Error, Node, Selector};
+
+use matcher::Matcher;
+use walk::Walk;
+
+/// Several queries that are matched in one walk of a tree.
+///
+/// The queries are compiled to one automaton, which becomes deterministic as far as the walk needs it: for each node
+/// the walk looks up what equal names, classes and tags passed before, and where that leads from here. So twenty queries
+/// cost little more than one, and the walk not much more than a bare walk of the tree.
+///
+/// ```
+/// use mpath::{Context, QuerySet};
+/// # use mpath::{Class, Facts, Node, TagSet};
+/// # #[derive(Clone, Copy, PartialEq)] struct Tree(&'static [(&'static str, Tree)]);
+/// # impl Facts for Tree {
+/// #     fn class(&self) -> Class { Class::define("Module", "doc::Module", &[]) }
+/// #     fn tags(&self) -> Option<TagSet> { None }
+/// # }
+/// # impl Node for Tree {
+/// #     fn for_each_child(&self, visit: &mut dyn FnMut(&str, Self)) {
+/// #         for (name, child) in self.0 { visit(name, *child) }
+/// #     }
+/// # }
+/// # let tree = Tree(&[("a", Tree(&[("x", Tree(&[])), ("y", Tree(&[]))])), ("b", Tree(&[("x", Tree(&[]))]))]);
+/// let context = Context::new();
+/// let queries = [context.query("**/x")?, context.query("a/*")?];
+/// let mut found = Vec::new();
+/// QuerySet::new(&queries)?.walk(tree, |visit| {
+///     found.push((visit.path.full_name().to_owned(), visit.matches.to_vec()));
+/// })?;
+/// let expected: [(&str, &[u32]); 5] =
+///     [("a", &[]), ("a.x", &[0, 1]), ("a.y", &[1]), ("b", &[]), ("b.x", &[0])];
+/// assert!(found.iter().map(|(name, matches)| (&**name, &**matches)).eq(expected));
+/// # Ok::<(), mpath::Error>(())
+/// ```
+pub struct QuerySet {
+    automaton: Automaton,
+}
+
+/// A node on a walk.
+#[derive(Clone, Copy)]
+pub struct Visit<'w, N> {
+    /// Where the node is.
+    pub path: Path<'w>,
+    /// The node.
+    pub node: N,
+    /// Its parent.
+    pub parent: N,
+    /// The queries that match the node, by their number in the set, ascending.
+    pub matches: &'w [u32],
+}
+
+/// The names from the root to a node.
+#[derive(Clone, Copy)]
+pub struct Path<'w> {
+    /// The names joined by dots.
+    joined: &'w str,
+    /// Where each name begins in `joined`.
+    starts: &'w [usize],
+}
+
+impl QuerySet {
+    /// The set of these queries, numbered in order.
+    ///
+    /// # Errors
+    /// If a selector exceeds the [`limits`](crate::limits).
+    pub fn new<'s>(queries: impl IntoIterator<Item = &'s Selector>) -> Result<Self, Error> {
+        Ok(QuerySet { automaton: Automaton::new(queries)? })
+    }
+
+    /// The number of queries.
+    pub fn len(&self) -> usize {
+        self.automaton.starts().len()
+    }
+
+    /// Whether there are no queries.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Visits every node below `root`, parents before children and children in order, with the queries that match it.
+    ///
+    /// A shared node is visited once for each of its names, except that a second name in the same parent is not seen
+    /// (spec §1.1) and that a node is not visited below itself.
+    ///
+    /// # Errors
+    /// If the tree exceeds the [`limits`](crate::limits).
+    pub fn walk<N: Node>(&self, root: N, visit: impl FnMut(&Visit<'_, N>)) -> Result<(), Error> {
+        Walk::new(Matcher::new(&self.automaton)).run(root, false, visit)
+    }
+
+    /// Visits the nodes below `root` that at least one query matches, in the order of [`walk`](QuerySet::walk), leaving
+    /// out subtrees in which there can be none.
+    ///
+    /// # Errors
+    /// If the tree exceeds the [`limits`](crate::limits).
+    pub fn walk_matches<N: Node>(
+        &self,
+        root: N,
+        visit: impl FnMut(&Visit<'_, N>),
+    ) -> Result<(), Error> {
+        Walk::new(Matcher::new(&self.automaton)).run(root, true, visit)
+    }
+}
+
+impl<'w> Path<'w> {
+    /// The names, joined by dots.
+    pub fn full_name(&self) -> &'w str {
+        self.joined
+    }
+
+    /// The name of the node in its parent.
+    pub fn name(&self) -> &'w str {
+        self.starts.last().map_or("", |&start| &self.joined[start..])
+    }
+
+    /// The number of names.
+    pub fn depth(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// The names, that of the node last.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &'w str> + use<'w> {
+        let Path { joined, starts } = *self;
+        (0..starts.len()).map(move |i| match starts.get(i + 1) {
+            // A dot stands before each but the first.
+            Some(next) => &joined[starts[i]..next - 1],
+            None => &joined[starts[i]..],
+        })
+    }
+}
+
+impl std::fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.joined)
+    }
+}
+
+impl std::fmt::Debug for Path<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}
+
+impl std::fmt::Debug for QuerySet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QuerySet")
+            .field("queries", &self.len())
+            .field("states", &self.automaton.num_states())
+            .finish()
+    }
+}

@@ -1,0 +1,286 @@
+//! The automaton made deterministic, as far as a walk needs it.
+
+use crate::automaton::{Automaton, FragmentId, StateId};
+use crate::hash::FastMap;
+use crate::{Class, DependsOn, Facts, TagSet};
+
+/// The number of a set of states.
+pub(super) type SetId = u32;
+
+/// The empty set: nothing below can match.
+pub(super) const DEAD: SetId = 0;
+
+/// How much is remembered before starting afresh.
+const MAX_NAMES: usize = 1 << 16;
+const MAX_TRUTHS: usize = 1 << 14;
+const MAX_TRANSITIONS: usize = 1 << 18;
+/// The most states in all sets, and queries in all lists of matches, together.
+const MAX_SET_STATES: usize = 1 << 22;
+
+/// What was learned on a walk so far. Forgetting any of it costs time only.
+pub(super) struct Matcher<'a> {
+    automaton: &'a Automaton,
+    /// The fragments whose answers may be remembered for equal names, classes and tags, and the others.
+    cached: Vec<FragmentId>,
+    asked: Vec<FragmentId>,
+
+    names: FastMap<Box<str>, u32>,
+    truth_of: FastMap<(u32, Class, Option<TagSet>), u32>,
+    /// Which fragments match, as bits: a truth.
+    truths: Interned<u64>,
+    /// Sorted states, closed under what may match no level.
+    sets: Interned<StateId>,
+    matches: Interned<u32>,
+    transitions: FastMap<(SetId, u32), (SetId, u32)>,
+
+    bits: Vec<u64>,
+    builder: SetBuilder,
+    matched: Vec<u32>,
+}
+
+impl<'a> Matcher<'a> {
+    pub(super) fn new(automaton: &'a Automaton) -> Self {
+        let (cached, asked) =
+            (0..).zip(automaton.fragments()).partition::<Vec<_>, _>(|(_, fragment)| {
+                fragment.depends_on() == DependsOn::NameClassAndTags
+            });
+        let ids =
+            |fragments: Vec<(FragmentId, _)>| fragments.into_iter().map(|(id, _)| id).collect();
+        let mut matcher = Matcher {
+            automaton,
+            cached: ids(cached),
+            asked: ids(asked),
+            names: FastMap::default(),
+            truth_of: FastMap::default(),
+            truths: Interned::default(),
+            sets: Interned::default(),
+            matches: Interned::default(),
+            transitions: FastMap::default(),
+            bits: vec![0; automaton.fragments().len().div_ceil(64)],
+            builder: SetBuilder::new(automaton.num_states()),
+            matched: Vec::new(),
+        };
+        matcher.sets.intern(&[]);
+        matcher.matches.intern(&[]);
+        matcher
+    }
+
+    /// The set of states at the root.
+    pub(super) fn start(&mut self) -> SetId {
+        for &state in self.automaton.starts() {
+            self.builder.add(self.automaton, state);
+        }
+        self.builder.take(|states| self.sets.intern(states))
+    }
+
+    /// The set of states below a child, given those beside it (the last of `path`), and the number of the list of
+    /// queries that match the child.
+    ///
+    /// The sets on `path` may be renumbered.
+    pub(super) fn step(
+        &mut self,
+        path: &mut [SetId],
+        name: &str,
+        node: &dyn Facts,
+    ) -> (SetId, u32) {
+        let Some(&set) = path.last() else { return (DEAD, 0) };
+        if set == DEAD {
+            return (DEAD, 0);
+        }
+        let truth = self.truth(name, node);
+        if let Some(&known) = self.transitions.get(&(set, truth)) {
+            return known;
+        }
+        self.learn(path, truth)
+    }
+
+    /// The queries in a list of matches.
+    pub(super) fn matches(&self, list: u32) -> &[u32] {
+        self.matches.get(list)
+    }
+
+    /// Which fragments match the child.
+    fn truth(&mut self, name: &str, node: &dyn Facts) -> u32 {
+        let name_id = match self.names.get(name) {
+            Some(&id) => id,
+            None => {
+                if self.names.len() == MAX_NAMES {
+                    self.names.clear();
+                    self.truth_of.clear();
+                }
+                let id = self.names.len() as u32;
+                self.names.insert(name.into(), id);
+                id
+            }
+        };
+        let key = (name_id, node.class(), node.tags());
+        let truth = match self.truth_of.get(&key) {
+            Some(&truth) => truth,
+            None => {
+                self.bits.fill(0);
+                for &id in &self.cached {
+                    set_bit(&mut self.bits, id, self.automaton.matches(id, name, node));
+                }
+                if self.truths.len() >= MAX_TRUTHS {
+                    self.forget_truths();
+                }
+                let truth = self.truths.intern(&self.bits);
+                if self.truth_of.len() >= 4 * MAX_NAMES {
+                    self.truth_of.clear();
+                }
+                self.truth_of.insert(key, truth);
+                truth
+            }
+        };
+        if self.asked.is_empty() {
+            return truth;
+        }
+        self.bits.copy_from_slice(self.truths.get(truth));
+        for &id in &self.asked {
+            set_bit(&mut self.bits, id, self.automaton.matches(id, name, node));
+        }
+        if self.truths.len() >= MAX_TRUTHS {
+            self.forget_truths();
+        }
+        self.truths.intern(&self.bits)
+    }
+
+    fn forget_truths(&mut self) {
+        self.truths.clear();
+        self.truth_of.clear();
+        self.transitions.clear();
+    }
+
+    /// Works out a transition from the last set of `path`.
+    #[cold]
+    fn learn(&mut self, path: &mut [SetId], truth: u32) -> (SetId, u32) {
+        let remembered = self.sets.total + self.matches.total;
+        if remembered > MAX_SET_STATES || self.transitions.len() >= MAX_TRANSITIONS {
+            self.forget_sets(path);
+        }
+        let set = path[path.len() - 1];
+        let bits = self.truths.get(truth);
+        self.matched.clear();
+        for &state in self.sets.get(set) {
+            for arm in self.automaton.arms(state) {
+                if bits[arm.fragment as usize / 64] & 1 << (arm.fragment % 64) == 0 {
+                    continue;
+                }
+                self.matched.extend(arm.accepts);
+                for next in [arm.again, arm.rest].into_iter().flatten() {
+                    self.builder.add(self.automaton, next);
+                }
+            }
+        }
+        self.matched.sort_unstable();
+        self.matched.dedup();
+        let next = self.builder.take(|states| self.sets.intern(states));
+        let found = (next, self.matches.intern(&self.matched));
+        self.transitions.insert((set, truth), found);
+        found
+    }
+
+    /// Forgets all sets but those on the path.
+    fn forget_sets(&mut self, path: &mut [SetId]) {
+        self.matches.clear();
+        self.matches.intern(&[]);
+        let old = std::mem::take(&mut self.sets);
+        self.sets.intern(&[]);
+        for set in path {
+            *set = self.sets.intern(old.get(*set));
+        }
+        self.transitions.clear();
+    }
+}
+
+fn set_bit(bits: &mut [u64], index: u32, value: bool) {
+    bits[index as usize / 64] |= u64::from(value) << (index % 64);
+}
+
+/// Slices numbered so that equal slices have equal numbers.
+struct Interned<T> {
+    values: Vec<std::rc::Rc<[T]>>,
+    ids: FastMap<std::rc::Rc<[T]>, u32>,
+    /// The length of all slices together.
+    total: usize,
+}
+
+impl<T> Default for Interned<T> {
+    fn default() -> Self {
+        Interned { values: Vec::new(), ids: FastMap::default(), total: 0 }
+    }
+}
+
+impl<T: Copy + Eq + std::hash::Hash> Interned<T> {
+    fn intern(&mut self, value: &[T]) -> u32 {
+        if let Some(&id) = self.ids.get(value) {
+            return id;
+        }
+        let id = self.values.len() as u32;
+        let value: std::rc::Rc<[T]> = value.into();
+        self.total += value.len();
+        self.values.push(value.clone());
+        self.ids.insert(value, id);
+        id
+    }
+
+    fn get(&self, id: u32) -> &[T] {
+        &self.values[id as usize]
+    }
+
+    fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    fn clear(&mut self) {
+        *self = Interned::default();
+    }
+}
+
+/// Collects states, and with each those that it stands for when its fragment matches no level.
+struct SetBuilder {
+    states: Vec<StateId>,
+    /// For each state, the round in which it was last added.
+    added: Vec<u32>,
+    round: u32,
+}
+
+impl SetBuilder {
+    fn new(num_states: usize) -> Self {
+        SetBuilder { states: Vec::new(), added: vec![0; num_states], round: 1 }
+    }
+
+    fn add(&mut self, automaton: &Automaton, state: StateId) {
+        let first = self.states.len();
+        self.push(state);
+        let mut next = first;
+        while let Some(&state) = self.states.get(next) {
+            next += 1;
+            for arm in automaton.arms(state) {
+                if let (Some(_), Some(rest)) = (arm.again, arm.rest) {
+                    self.push(rest);
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, state: StateId) {
+        let added = &mut self.added[state as usize];
+        if *added != self.round {
+            *added = self.round;
+            self.states.push(state);
+        }
+    }
+
+    /// Sorts the states, hands them over, and starts anew.
+    fn take<T>(&mut self, use_states: impl FnOnce(&[StateId]) -> T) -> T {
+        self.states.sort_unstable();
+        let result = use_states(&self.states);
+        self.states.clear();
+        self.round = self.round.checked_add(1).unwrap_or_else(|| {
+            self.added.fill(0);
+            1
+        });
+        result
+    }
+}
