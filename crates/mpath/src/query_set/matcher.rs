@@ -1,7 +1,9 @@
 //! The automaton made deterministic, as far as a walk needs it.
 
+use std::hash::{Hash, Hasher};
+
 use crate::automaton::{Automaton, FragmentId, StateId};
-use crate::hash::FastMap;
+use crate::hash::{FastHasher, FastMap};
 use crate::{Class, DependsOn, Facts, TagSet};
 
 /// The number of a set of states.
@@ -32,6 +34,8 @@ pub(super) struct Matcher<'a> {
     sets: Interned<StateId>,
     matches: Interned<u32>,
     transitions: FastMap<(SetId, u32), (SetId, u32)>,
+    /// The steps taken last, by hash.
+    recent: Vec<Recent>,
 
     bits: Vec<u64>,
     builder: SetBuilder,
@@ -56,6 +60,7 @@ impl<'a> Matcher<'a> {
             sets: Interned::default(),
             matches: Interned::default(),
             transitions: FastMap::default(),
+            recent: vec![Recent::default(); NUM_RECENT],
             bits: vec![0; automaton.fragments().len().div_ceil(64)],
             builder: SetBuilder::new(automaton.num_states()),
             matched: Vec::new(),
@@ -63,6 +68,16 @@ impl<'a> Matcher<'a> {
         matcher.sets.intern(&[]);
         matcher.matches.intern(&[]);
         matcher
+    }
+
+    /// The place in `recent` of a step from this set.
+    fn recent_slot(&self, set: SetId, name: &str, class: Class, tags: Option<TagSet>) -> usize {
+        let mut hasher = FastHasher::default();
+        hasher.write(name.as_bytes());
+        hasher.write_u32(set);
+        class.hash(&mut hasher);
+        tags.map_or(&[][..], TagSet::as_slice).as_ptr().hash(&mut hasher);
+        hasher.finish() as usize % NUM_RECENT
     }
 
     /// The set of states at the root.
@@ -87,11 +102,37 @@ impl<'a> Matcher<'a> {
         if set == DEAD {
             return (DEAD, 0);
         }
-        let truth = self.truth(name, node);
-        if let Some(&known) = self.transitions.get(&(set, truth)) {
-            return known;
+        if !self.asked.is_empty() {
+            let truth = self.truth(name, node);
+            return self.step_by_truth(path, set, truth);
         }
-        self.learn(path, truth)
+        let (class, tags) = (node.class(), node.tags());
+        let slot = self.recent_slot(set, name, class, tags);
+        let recent = &self.recent[slot];
+        if let Some(result) = recent.result
+            && (recent.set, recent.class, recent.tags) == (set, Some(class), tags)
+            && recent.name == name
+        {
+            return result;
+        }
+        let truth = self.truth(name, node);
+        let result = self.step_by_truth(path, set, truth);
+        let recent = &mut self.recent[slot];
+        // The set may have been renumbered on the way.
+        recent.set = path.last().copied().unwrap_or(DEAD);
+        recent.class = Some(class);
+        recent.tags = tags;
+        recent.name.clear();
+        recent.name.push_str(name);
+        recent.result = Some(result);
+        result
+    }
+
+    fn step_by_truth(&mut self, path: &mut [SetId], set: SetId, truth: u32) -> (SetId, u32) {
+        match self.transitions.get(&(set, truth)) {
+            Some(&known) => known,
+            None => self.learn(path, truth),
+        }
     }
 
     /// The queries in a list of matches.
@@ -190,7 +231,21 @@ impl<'a> Matcher<'a> {
             *set = self.sets.intern(old.get(*set));
         }
         self.transitions.clear();
+        self.recent.iter_mut().for_each(|recent| recent.result = None);
     }
+}
+
+/// How many steps are remembered by all that they depend on.
+const NUM_RECENT: usize = 1 << 11;
+
+/// A step that was taken, and where it led.
+#[derive(Clone, Default)]
+struct Recent {
+    set: SetId,
+    name: String,
+    class: Option<Class>,
+    tags: Option<TagSet>,
+    result: Option<(SetId, u32)>,
 }
 
 fn set_bit(bits: &mut [u64], index: u32, value: bool) {
