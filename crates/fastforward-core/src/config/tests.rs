@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use expect_test::{Expect as Expected, expect};
 
 use super::*;
-use crate::data::{DataPath, EachFile, InputType};
+use crate::data::{ArrayData, DataPath, Dataset, EachFile, InputType, ModelInput};
 use crate::quantization::affine::{OneSided, RangeSettings};
 use crate::quantization::quant_init::{ChannelAxis, QuantizerSpec};
 use crate::quantization::{DynamicLinearQuantizerConfig, Granularity, LinearQuantizerConfig};
@@ -745,5 +745,30 @@ fn damaged_files_never_panic() {
             text.replace_range(at..at + 1, replacement);
             let _ = parse(&text).map_err(|error| error.to_string());
         }
+    }
+}
+
+/// The configurations that the quick start uses: they are read, and their data fits the models' inputs.
+#[test]
+fn the_examples_fit_their_data() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    for (file, sample, counts) in [
+        ("fashion/w8a8.toml", [1, 28, 28], (512, 2000)),
+        ("fashion/w4a8.toml", [1, 28, 28], (512, 2000)),
+        ("digits/w8a8.toml", [1, 8, 8], (512, 500)),
+    ] {
+        let config = QuantConfigFile::load(&examples.join(file)).unwrap_or_else(|e| panic!("{e}"));
+        let shape = [None].into_iter().chain(sample.map(Some)).collect();
+        let input =
+            ModelInput { name: "image".to_owned(), dtype: InputType::F32, shape: Some(shape) };
+        let open = |data| Dataset::open(data, &config.inputs, std::slice::from_ref(&input));
+        let calibration = open(&config.calibration.as_ref().unwrap().data).unwrap();
+        let evaluation = open(&config.evaluation.as_ref().unwrap().data).unwrap();
+        assert_eq!((calibration.num_samples(), evaluation.num_samples()), counts, "{file}");
+        assert!(evaluation.labels().is_some_and(|labels| labels.iter().all(|&label| label < 10)));
+        let batch = evaluation.batches(50).next().unwrap().unwrap();
+        let ArrayData::Float(values) = &batch.inputs[0].data else { panic!("{batch:?}") };
+        let largest = values.iter().fold(0f32, |most, &value| most.max(value));
+        assert_eq!(largest, 1.0, "{file}");
     }
 }
