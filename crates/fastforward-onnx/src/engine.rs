@@ -389,7 +389,12 @@ impl NodeTable {
     fn explain_run(&self, error: rten::RunError) -> Error {
         let path = error.node_path();
         let node = path.iter().rev().flatten().find_map(|name| self.find(name));
-        let text = self.restore(&error.to_string());
+        let text = error.to_string();
+        // The engine begins with its own name of the node, once for each nested graph.
+        let text = match (node, text.rfind("\" failed: ")) {
+            (Some(_), Some(start)) => self.restore(&text[start + "\" failed: ".len()..]),
+            _ => self.restore(&text),
+        };
         let problem = match node {
             Some(node) => format!("{node} failed: {text}"),
             None => format!("the graph cannot be computed: {text}"),

@@ -33,9 +33,10 @@ use crate::graph::{
     Model, ValueInfo, captured_names, check_describe as describe, data, tensor_from_f32,
     tensor_from_i64,
 };
+use crate::proto;
 use crate::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_int,
-    node, type_proto,
+    attribute_ints, node, type_proto,
 };
 use crate::qdq;
 
@@ -96,7 +97,7 @@ impl Lowering<'_> {
         for tensor in &source.initializer {
             scope.constants.insert(tensor.name().to_owned(), tensor.clone());
         }
-        self.note_integer_inputs(source);
+        self.note_inputs(source);
 
         for original in &source.node {
             if let Some(value) = data::constant_node_value(original) {
@@ -138,11 +139,18 @@ impl Lowering<'_> {
         })
     }
 
-    /// Integer inputs of a type that the engine lacks are fed as floats.
-    fn note_integer_inputs(&mut self, source: &GraphProto) {
+    /// Narrow integer inputs are fed as floats; other types that the engine
+    /// lacks are refused.
+    fn note_inputs(&mut self, source: &GraphProto) {
         for input in source.input.iter().map(ValueInfo::of) {
-            if let Some(dtype) = input.dtype.filter(|&dtype| is_simulated(dtype)) {
+            let Some(dtype) = input.dtype else { continue };
+            if is_simulated(dtype) {
                 self.codes.insert(input.name, dtype);
+            } else if !is_readable(dtype) {
+                self.problems.push(format!(
+                    "graph input `{}` has type {dtype}, which the execution engine lacks",
+                    input.name
+                ));
             }
         }
     }
@@ -161,10 +169,74 @@ impl Lowering<'_> {
                 node.input.truncate(1);
                 node.attribute.clear();
             }
+            "Conv" | "ConvInteger" | "ConvTranspose" => {
+                if let Some(weight) = node.input_at(1).map(str::to_owned) {
+                    state_kernel_shape(&mut node, &weight, scope);
+                }
+                if node.op_type() == "ConvInteger" {
+                    self.pad_with_zero_point(&mut node, scope)?;
+                }
+            }
             _ => {}
+        }
+        if matches!(node.op_type(), "ConvInteger" | "MatMulInteger") {
+            self.scalar_zero_points(&mut node, scope);
         }
         self.spread_codes(&node, scope);
         scope.nodes.push(node);
+        Ok(())
+    }
+
+    /// A single zero point may be a vector of one; the engine wants a scalar.
+    fn scalar_zero_points(&mut self, node: &mut NodeProto, scope: &mut Scope<'_>) {
+        for position in 2..node.input.len() {
+            let Some(name) = node.input_at(position) else { continue };
+            let dims: Option<Vec<usize>> = match scope.constant(name) {
+                Some(tensor) => Some(tensor.dims.iter().map(|&dim| dim as usize).collect()),
+                None => scope.infos.get(name).and_then(ValueInfo::fixed_shape),
+            };
+            if dims.is_none_or(|dims| dims.is_empty() || dims.iter().product::<usize>() != 1) {
+                continue;
+            }
+            let [shape, scalar] = std::array::from_fn(|_| self.names.fresh(node.label()));
+            scope.constants.insert(shape.clone(), tensor_from_i64(&shape, &[0], &[]));
+            scope.nodes.push(proto::node("Reshape", node.label(), &[name, &shape], &[&scalar]));
+            node.input[position] = scalar;
+        }
+    }
+
+    /// Pads the input of a `ConvInteger` by a node of its own: the padding must
+    /// have the value of the zero point, which the engine's operator ignores.
+    fn pad_with_zero_point(&mut self, node: &mut NodeProto, scope: &mut Scope<'_>) -> Result<()> {
+        let (Some(x), Some(zero_point)) = (node.input_at(0), node.input_at(2)) else {
+            return Ok(());
+        };
+        let auto_pad = node.find_attribute("auto_pad").map(|attribute| attribute.s());
+        if matches!(auto_pad, Some(b"SAME_UPPER" | b"SAME_LOWER")) {
+            self.problems.push(format!(
+                "{} has `auto_pad` and a zero point, which cannot be executed, expected `pads`",
+                describe(node)
+            ));
+            return Ok(());
+        }
+        let Some(pads) = node.find_attribute("pads").map(|attribute| attribute.ints.clone()) else {
+            return Ok(());
+        };
+        if pads.iter().all(|&pad| pad == 0) || pads.len() % 2 != 0 {
+            return Ok(());
+        }
+        let (before, after) = pads.split_at(pads.len() / 2);
+        let all_axes = [&[0, 0], before, &[0, 0], after].concat();
+        let label = node.label().to_owned();
+        let [widths, value, padded] = std::array::from_fn(|_| self.names.fresh(&label));
+        let shape = self.names.fresh(&label);
+        scope.constants.insert(shape.clone(), tensor_from_i64(&shape, &[0], &[]));
+        let widths_tensor = tensor_from_i64(&widths, &[all_axes.len()], &all_axes);
+        scope.constants.insert(widths.clone(), widths_tensor);
+        scope.nodes.push(proto::node("Reshape", &label, &[zero_point, &shape], &[&value]));
+        scope.nodes.push(proto::node("Pad", &label, &[x, &widths, &value], &[&padded]));
+        node.input[0] = padded;
+        node.attribute.retain(|attribute| attribute.name() != "pads");
         Ok(())
     }
 
@@ -201,10 +273,10 @@ impl Lowering<'_> {
         let folder = self.model.folder();
         let name = tensor.name();
         match dtype {
-            DType::F16 | DType::BF16 | DType::F64 => {
+            dtype if is_widened(dtype) => {
                 Ok(tensor_from_f32(name, &shape, &data::to_f32(&tensor, folder).map_err(place)?))
             }
-            DType::F32 | DType::U8 | DType::I8 | DType::I32 | DType::I64 | DType::Bool => {
+            dtype if is_readable(dtype) => {
                 let raw = data::packed_bytes(&tensor, folder).map_err(place)?;
                 Ok(data::raw_tensor(name, dtype, &shape, raw))
             }
@@ -220,10 +292,7 @@ impl Lowering<'_> {
         for tensor in &graph.initializer {
             let dtype = DType::from_onnx(tensor.data_type());
             if let Ok(dtype) = dtype
-                && !matches!(
-                    dtype,
-                    DType::F32 | DType::U8 | DType::I8 | DType::I32 | DType::I64 | DType::Bool
-                )
+                && (!is_readable(dtype) || is_widened(dtype))
             {
                 let reader =
                     graph.node.iter().find(|node| node.input.iter().any(|i| i == tensor.name()));
@@ -239,6 +308,40 @@ impl Lowering<'_> {
             self.refuse_unknown_constants(nested);
         }
     }
+}
+
+/// Adds `kernel_shape`, which the file may leave to the shape of
+/// `weight`: the
+/// engine takes the defaults of `strides` and `pads` from it.
+fn state_kernel_shape(node: &mut NodeProto, weight: &str, scope: &Scope<'_>) {
+    if node.find_attribute("kernel_shape").is_some() {
+        return;
+    }
+    let dims = match scope.constant(weight) {
+        Some(tensor) => Some(tensor.dims.clone()),
+        None => scope
+            .infos
+            .get(weight)
+            .and_then(ValueInfo::fixed_shape)
+            .map(|shape| shape.iter().map(|&size| size as i64).collect()),
+    };
+    if let Some(kernel) = dims.as_deref().and_then(|dims| dims.get(2..)) {
+        node.attribute.push(attribute_ints("kernel_shape", kernel));
+    }
+}
+
+/// Types that the engine computes with, itself or after conversion.
+fn is_readable(dtype: DType) -> bool {
+    is_widened(dtype)
+        || matches!(
+            dtype,
+            DType::F32 | DType::U8 | DType::I8 | DType::I32 | DType::I64 | DType::Bool
+        )
+}
+
+/// Floats that are computed in `float32`.
+fn is_widened(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16 | DType::F64)
 }
 
 /// Operators whose outputs hold elements of their inputs, chosen without arithmetic.

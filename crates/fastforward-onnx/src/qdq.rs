@@ -380,7 +380,11 @@ impl<'a> Operands<'a> {
         let codes = if let Some(format) = MiniFloat::of(dtype) {
             self.layout.check(x.len(), &self.scale, zero_point.map(<[i64]>::len))?;
             let saturate = node.int_or("saturate", 1) != 0;
+            // The zero point of a narrow float is 0; adding it takes the sign from
+            // -0, as the reference evaluator does for the types below 8 bits.
+            let adds_zero = dtype.bits() < 8 && zero_point.is_some();
             let code = |(position, &x): (usize, &f32)| {
+                let x = if adds_zero { x + 0.0 } else { x };
                 i64::from(
                     format.encode(divide(x, self.scale[self.layout.scale_of(position)]), saturate),
                 )

@@ -33,9 +33,21 @@ pub enum ConstantOrigin {
     Initializer(usize),
     /// Position of the `Constant` node.
     Node(usize),
+    /// In no graph.
+    None,
 }
 
 impl<'m> Constant<'m> {
+    /// A tensor message that stands in no graph; it has no external data.
+    pub fn of(tensor: &'m TensorProto) -> Self {
+        Self {
+            name: tensor.name(),
+            tensor: Cow::Borrowed(tensor),
+            origin: ConstantOrigin::None,
+            folder: None,
+        }
+    }
+
     /// The value's name.
     pub fn name(&self) -> &'m str {
         self.name

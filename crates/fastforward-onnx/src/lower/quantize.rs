@@ -47,8 +47,10 @@ impl Lowering<'_> {
             Split { axis: node.int_or("axis", 1), block_size: node.int_or("block_size", 0) };
 
         let is_native = matches!(dtype, DType::I8 | DType::U8) && split.block_size == 0;
-        if is_native && scope.read_as_integers.contains(&output) {
-            // Integer operators read the result, so it must be integers.
+        let is_computed = scope.constant(&scale).is_none();
+        if is_native && (is_computed || scope.read_as_integers.contains(&output)) {
+            // Integer operators read the result, so it must be integers; a
+            // computed scale could not be divided by exactly anyway.
             scope.nodes.push(plain_attributes(node, split.axis, Some(dtype)));
             return Ok(());
         }
@@ -146,6 +148,9 @@ impl Lowering<'_> {
         let mut float =
             super::node(if is_conv { "Conv" } else { "MatMul" }, &label, &operands, &[&result]);
         float.attribute = node.attribute.clone();
+        if is_conv {
+            state_kernel_shape(&mut float, &names[3], scope);
+        }
         scope.nodes.push(float);
         let mut quantize = super::node(
             "QuantizeLinear",
@@ -211,6 +216,13 @@ impl Lowering<'_> {
                         "scales of blocks, computed as `{name}`, cannot be executed, expected a constant"
                     ),
                 )));
+            }
+            let info = scope.infos.get(name);
+            let is_single = info
+                .and_then(ValueInfo::fixed_shape)
+                .is_some_and(|shape| crate::tensor::n_elements(&shape) == Some(1));
+            if is_single {
+                return Ok(float);
             }
             return Ok(self.align_axis(&label, x, &float, split, scope));
         };
@@ -304,16 +316,6 @@ impl Lowering<'_> {
             std::array::from_fn(|_| self.names.fresh(label));
         let axis = self.names.fresh(label);
         scope.constants.insert(axis.clone(), tensor_from_i64(&axis, &[1], &[split.axis]));
-        let n_scales = scope.constant(scale).map(|t| t.dims.iter().product::<i64>());
-        let is_single = n_scales == Some(1)
-            || scope
-                .infos
-                .get(scale)
-                .and_then(|i| i.fixed_shape())
-                .is_some_and(|s| s.iter().product::<usize>() == 1);
-        if is_single {
-            return scale.to_owned();
-        }
         let mut fill = super::node("ConstantOfShape", label, &[&rank], &[&ones]);
         fill.attribute.push(AttributeProto {
             name: Some("value".to_owned()),
@@ -324,16 +326,20 @@ impl Lowering<'_> {
         scope.nodes.push(super::node("Shape", label, &[x], &[&dims]));
         scope.nodes.push(super::node("Shape", label, &[&dims], &[&rank]));
         scope.nodes.push(fill);
+        // A single scale need not be on an axis that exists.
+        let [last, real_axis] = std::array::from_fn(|_| self.names.fresh(label));
+        let one = self.names.fresh(label);
+        scope.constants.insert(one.clone(), tensor_from_i64(&one, &[1], &[1]));
+        scope.nodes.push(super::node("Sub", label, &[&rank, &one], &[&last]));
+        scope.nodes.push(super::node("Min", label, &[&axis, &last], &[&real_axis]));
         // A scalar has no length: `Size` is 1 for it and for a vector of one.
         let size = self.names.fresh(label);
         scope.nodes.push(super::node("Size", label, &[scale], &[&size]));
-        let one = self.names.fresh(label);
-        scope.constants.insert(one.clone(), tensor_from_i64(&one, &[1], &[1]));
         scope.nodes.push(super::node("Reshape", label, &[&size, &one], &[&length]));
         scope.nodes.push(super::node(
             "ScatterElements",
             label,
-            &[&ones, &axis, &length],
+            &[&ones, &real_axis, &length],
             &[&target],
         ));
         scope.nodes.push(super::node("Reshape", label, &[scale, &target], &[&aligned]));
