@@ -330,7 +330,7 @@ pub struct BatchInput<'a> {
 }
 
 impl<'a> BatchInput<'a> {
-    fn cut(inputs: &[Self], rows: Range<usize>) -> Result<Vec<(&'a str, Tensor)>> {
+    pub(crate) fn cut(inputs: &[Self], rows: Range<usize>) -> Result<Vec<(&'a str, Tensor)>> {
         let cut = |input: &Self| {
             let tensor = if input.shared {
                 input.tensor.clone()

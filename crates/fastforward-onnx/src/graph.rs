@@ -10,8 +10,10 @@ use prost::Message;
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::proto::{
-    GraphProto, ModelProto, OperatorSetIdProto, TensorProto, TypeProto, ValueInfoProto,
-    tensor_shape_proto::dimension, type_proto,
+    GraphProto, ModelProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto,
+    tensor_shape_proto::{Dimension, dimension},
+    type_proto,
 };
 
 mod check;
@@ -65,6 +67,8 @@ pub struct Model {
     /// Where external data files lie.
     folder: Option<PathBuf>,
     canonical: bool,
+    /// How many tensors had external data when it was read.
+    n_external: usize,
 }
 
 impl Model {
@@ -121,7 +125,15 @@ impl Model {
     /// As [`Model::from_bytes`].
     pub fn from_proto(proto: ModelProto, folder: Option<&Path>) -> Result<Self> {
         check::check_model(&proto, folder)?;
-        Ok(Self { proto, path: None, folder: folder.map(Path::to_owned), canonical: true })
+        let mut model = Self {
+            proto,
+            path: None,
+            folder: folder.map(Path::to_owned),
+            canonical: true,
+            n_external: 0,
+        };
+        model.n_external = model.external_tensors().count();
+        Ok(model)
     }
 
     /// The file's messages.
@@ -245,6 +257,13 @@ impl Model {
         self.constants().filter_map(|c| c.info().ok()).map(|info| info.size_bytes as u64).sum()
     }
 
+    /// The tensors with external data, nested graphs included.
+    fn external_tensors(&self) -> impl Iterator<Item = &TensorProto> {
+        let mut tensors = Vec::new();
+        save::each_tensor(self.graph(), &mut |tensor| tensors.push(tensor));
+        tensors.into_iter().filter(|tensor| external::is_external(tensor))
+    }
+
     pub(crate) fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
     }
@@ -306,6 +325,32 @@ impl ValueInfo {
                 });
                 dims.collect()
             }),
+        }
+    }
+
+    /// The message that states this; the inverse of [`ValueInfo::of`].
+    pub fn to_proto(&self) -> ValueInfoProto {
+        let dims = |dims: &[Dim]| {
+            let value = |dim: &Dim| match dim {
+                Dim::Fixed(size) => Some(dimension::Value::DimValue(*size as i64)),
+                Dim::Symbolic(name) => Some(dimension::Value::DimParam(name.clone())),
+                Dim::Unknown => None,
+            };
+            let dim = |dim| Dimension { denotation: None, value: value(dim) };
+            TensorShapeProto { dim: dims.iter().map(dim).collect() }
+        };
+        let tensor = |dtype: DType| type_proto::Tensor {
+            elem_type: Some(dtype.to_onnx()),
+            shape: self.shape.as_deref().map(dims),
+        };
+        let kind = |dtype| TypeProto {
+            denotation: None,
+            value: Some(type_proto::Value::TensorType(tensor(dtype))),
+        };
+        ValueInfoProto {
+            name: Some(self.name.clone()),
+            r#type: self.dtype.map(kind),
+            ..ValueInfoProto::default()
         }
     }
 

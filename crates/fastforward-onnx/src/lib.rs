@@ -3,8 +3,8 @@
 //! # What this crate solves
 //!
 //! A graph file is read without loss ([`graph::Model`]), its values are
-//! computed by name ([`engine::Engine`]), and it is written back with every
-//! untouched part as it was.
+//! computed by name ([`engine::Engine`]), it is rewritten ([`rewrite`]), and it is
+//! written back with every untouched part as it was.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -35,6 +35,10 @@ pub mod graph;
 pub mod engine;
 
 pub mod lower;
+
+pub mod rewrite;
+
+pub mod shapes;
 
 pub mod qdq;
 

@@ -20,7 +20,8 @@
 //! plain nodes too, because the engine multiplies by `1 / scale` where ONNX
 //! divides: the results can differ by one step.
 //! What such a `QuantizeLinear` produces is held as floats with integer values;
-//! [`Lowered::codes`] tells the type it stands for.
+//! [`Lowered::codes`] tells the type it stands for. NaN becomes an integer there
+//! too, one end of the range.
 //!
 //! `float16` graphs are computed in `float32`, which is more precise than what
 //! the file asks for.

@@ -78,7 +78,7 @@ impl Model {
             Layout::Copy(source) => data.copy(&source)?,
             Layout::Rewrite { min_bytes } => {
                 let graph = proto.graph.get_or_insert_default();
-                each_tensor(graph, &mut |tensor| {
+                each_tensor_mut(graph, &mut |tensor| {
                     let (dtype, _, size_bytes) = checked_size(tensor)?;
                     let moves = is_external(tensor) || size_bytes >= min_bytes;
                     if dtype == DType::String || !moves {
@@ -103,17 +103,9 @@ impl Model {
 
     /// Decides where external data goes; `None` where there is none.
     fn plan_external(&self, path: &Path) -> Result<Option<Plan>> {
-        let mut ranges: Vec<ExternalRange> = Vec::new();
-        let mut graph = self.graph().clone(); // Shares the tensors' bytes.
-        each_tensor(&mut graph, &mut |tensor| {
-            if is_external(tensor) {
-                let (_, _, size_bytes) = checked_size(tensor)?;
-                ranges.push(external::locate(tensor, size_bytes, self.folder())?);
-            }
-            Ok(())
-        })?;
+        let ranges = self.external_ranges()?;
         let too_large = self.proto().encoded_len() > MAX_MESSAGE_BYTES;
-        if ranges.is_empty() && !too_large {
+        if self.n_external == 0 && ranges.is_empty() && !too_large {
             return Ok(None);
         }
 
@@ -122,6 +114,7 @@ impl Model {
         let single = (locations.len() == 1).then(|| ranges[0].clone());
         if let Some(range) = single
             && !too_large
+            && ranges.len() == self.n_external
             && Path::new(&range.location).components().count() == 1
             && !is_same_file(&path.with_file_name(&range.location), &range.path)
         {
@@ -129,21 +122,25 @@ impl Model {
             return Ok(Some(Plan { file_name: range.location, layout }));
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let min_bytes = if too_large { MIN_EXTERNAL_BYTES } else { usize::MAX };
+        // Tensors that replaced external ones are inline now and move out again.
+        let moves_out = too_large || ranges.len() != self.n_external;
+        let min_bytes = if moves_out { MIN_EXTERNAL_BYTES } else { usize::MAX };
         Ok(Some(Plan { file_name: format!("{name}.data"), layout: Layout::Rewrite { min_bytes } }))
     }
 
+    fn external_ranges(&self) -> Result<Vec<ExternalRange>> {
+        let locate = |tensor: &TensorProto| {
+            let (_, _, size_bytes) = checked_size(tensor)?;
+            external::locate(tensor, size_bytes, self.folder())
+        };
+        self.external_tensors().map(locate).collect()
+    }
+
     fn refuse_to_replace(&self, target: &Path) -> Result<()> {
-        let mut sources: Vec<PathBuf> = self.path().map(Path::to_owned).into_iter().collect();
-        let mut graph = self.graph().clone();
-        each_tensor(&mut graph, &mut |tensor| {
-            if is_external(tensor) {
-                let (_, _, size_bytes) = checked_size(tensor)?;
-                sources.push(external::locate(tensor, size_bytes, self.folder())?.path);
-            }
-            Ok(())
-        })?;
-        if sources.iter().any(|source| is_same_file(target, source)) {
+        let ranges = self.external_ranges()?;
+        let data = ranges.iter().map(|range| range.path.as_path());
+        let mut sources = self.path().into_iter().chain(data);
+        if sources.any(|source| is_same_file(target, source)) {
             return Err(Error::new(
                 ErrorKind::Io,
                 format!("cannot write `{}`: the model was read from it", target.display()),
@@ -167,7 +164,18 @@ enum Layout {
 
 /// Calls `visit` for every tensor that may be external: initializers and
 /// tensor attributes, nested graphs included, in the order of the file.
-fn each_tensor(
+pub(super) fn each_tensor<'g>(graph: &'g GraphProto, visit: &mut dyn FnMut(&'g TensorProto)) {
+    graph.initializer.iter().for_each(&mut *visit);
+    for attribute in graph.node.iter().flat_map(|node| &node.attribute) {
+        attribute.t.iter().chain(&attribute.tensors).for_each(&mut *visit);
+        for nested in attribute.g.iter().chain(&attribute.graphs) {
+            each_tensor(nested, visit);
+        }
+    }
+}
+
+/// [`each_tensor`], to change them.
+fn each_tensor_mut(
     graph: &mut GraphProto,
     visit: &mut dyn FnMut(&mut TensorProto) -> Result<()>,
 ) -> Result<()> {
@@ -175,7 +183,7 @@ fn each_tensor(
     for attribute in graph.node.iter_mut().flat_map(|node| &mut node.attribute) {
         attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(&mut *visit)?;
         for nested in attribute.g.iter_mut().chain(&mut attribute.graphs) {
-            each_tensor(nested, visit)?;
+            each_tensor_mut(nested, visit)?;
         }
     }
     Ok(())
