@@ -29,6 +29,8 @@ pub enum ErrorKind {
     InvalidData,
     /// An estimator was asked to handle a quantizer that has no range.
     Unsupported,
+    /// A range estimator failed in a way of its own, or two of them cannot be merged.
+    Estimator,
     /// A quantizer saw no data during calibration.
     NoData,
     /// A saved state does not fit: wrong version, wrong model, missing or unexpected entries.

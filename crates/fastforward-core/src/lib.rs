@@ -16,6 +16,7 @@ mod error;
 pub mod files;
 pub mod module;
 pub mod quantization;
+pub mod range_setting;
 
 pub use array::{Array, ArrayView};
 pub use error::{Error, ErrorKind};

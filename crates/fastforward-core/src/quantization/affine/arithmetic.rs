@@ -184,7 +184,8 @@ pub(crate) fn integer_grid(num_bits: u32, narrow_range: bool) -> Result<IntegerG
     })
 }
 
-fn tiling(x: ArrayView<'_>, granularity: &Granularity) -> Result<Tiling, Error> {
+/// The tiles of data, as the kernels know them.
+pub(crate) fn tiling(x: ArrayView<'_>, granularity: &Granularity) -> Result<Tiling, Error> {
     let tile = granularity.tile_shape(x.shape())?;
     match x.strides() {
         None => Tiling::new(x.shape(), &tile),

@@ -1,0 +1,345 @@
+//! Estimating the ranges of a whole model.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use serde::Serialize;
+
+use super::config::EstimatorFactory;
+use super::estimator::TileRanges;
+use super::observer::{InitialRange, ObserverOptions, RangeObserver, UpdatePolicy, settable};
+use crate::module::{Module, SlotEntry, named_slots};
+use crate::quantization::quantizer::{Flow, OverrideGuard, Quantizer, QuantizerOverride};
+use crate::{ArrayView, Error, ErrorKind};
+
+/// Puts an estimator on every quantizer of a model, of several modules, or of a list of slots (spec §6.2).
+///
+/// While the guard lives, data that flows through a slot is seen by its estimator and then quantized with the range found
+/// so far, or goes on unchanged (see [`EstimationOptions::disable_quantization`]). Stubs are left alone. A slot that is
+/// reached under several names has one estimator, which sees the data of all its uses.
+///
+/// Dropping the guard removes the estimators, also when a panic or an early return does it; ranges that were written stay.
+/// [`EstimationGuard::finish`] writes the final ranges and reports.
+///
+/// See the [module's example](super).
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] naming every quantizer that has no range to set, unless they are to be skipped;
+/// [`ErrorKind::InvalidSettings`] when the estimator's settings make no sense. No slot is changed then.
+pub fn estimate_ranges<S: SlotSource + ?Sized>(
+    source: &S,
+    estimator: impl Into<EstimatorFactory>,
+    options: EstimationOptions,
+) -> Result<EstimationGuard, Error> {
+    let factory = estimator.into();
+    let slots = source.slot_entries().into_iter().map(|entry| (entry, factory.clone())).collect();
+    estimate_ranges_with(slots, options)
+}
+
+/// The same with an estimator for each slot, as rules give them.
+///
+/// # Errors
+/// As for [`estimate_ranges`]; and [`ErrorKind::InvalidSettings`] when one slot is to have two different estimators.
+pub fn estimate_ranges_with(
+    slots: Vec<(SlotEntry, EstimatorFactory)>,
+    options: EstimationOptions,
+) -> Result<EstimationGuard, Error> {
+    let mut observers = Vec::new();
+    let mut skipped = Vec::new();
+    let mut problems: Vec<Error> = Vec::new();
+    for (entry, factory) in unique(slots)? {
+        let quantizer = entry.slot.quantizer();
+        if quantizer.is_stub() {
+            continue;
+        }
+        let name = entry.name().to_owned();
+        if let Err(error) = settable(&*quantizer) {
+            if options.skip_unsupported {
+                skipped.push(SkippedSlot { names: entry.names, reason: error.to_string() });
+            } else {
+                let message = format!("`{name}`: {error}; `skip_unsupported` leaves it as it is");
+                problems.push(Error::new(error.kind(), message));
+            }
+            continue;
+        }
+        let observer = factory
+            .build(&entry)
+            .map_err(|error| error.at(format_args!("`{name}`")))
+            .and_then(|estimator| RangeObserver::new(entry, estimator, options.observer()));
+        match observer {
+            Ok(observer) => observers.push(Arc::new(Mutex::new(observer))),
+            Err(error) => problems.push(error),
+        }
+    }
+    if let Some(first) = problems.first() {
+        let kind = first.kind();
+        let problems: Vec<String> = problems.iter().map(Error::to_string).collect();
+        return Err(Error::of_problems(kind, "quantizers cannot be estimated", &problems));
+    }
+    let overrides = observers
+        .iter()
+        .map(|observer| {
+            let observing = Observing {
+                observer: Arc::clone(observer),
+                disable_quantization: options.disable_quantization,
+            };
+            let slot = lock(observer).map(|observer| observer.entry().slot.clone())?;
+            Ok(slot.push_override(Arc::new(observing)))
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(EstimationGuard { overrides, observers, skipped, no_data: options.no_data })
+}
+
+/// How [`estimate_ranges`] works.
+#[derive(Clone, Debug, Default)]
+pub struct EstimationOptions {
+    /// Whether data flows on as it came, so that every layer calibrates on float activations. Otherwise it goes on to older
+    /// overrides and the quantizer, as in the reference, and layers calibrate on quantized activations; as long as a
+    /// quantizer has no range its data flows on as it came.
+    pub disable_quantization: bool,
+    /// Whether quantizers without a range are left alone and reported, instead of being an error.
+    pub skip_unsupported: bool,
+    /// What it means when a quantizer saw no data.
+    pub no_data: NoData,
+    /// When ranges are written.
+    pub update: UpdatePolicy,
+    /// Whether ranges that are there already take part.
+    pub initial: InitialRange,
+}
+
+impl EstimationOptions {
+    fn observer(&self) -> ObserverOptions {
+        ObserverOptions { update: self.update.clone(), initial: self.initial }
+    }
+}
+
+/// What it means when a quantizer saw no data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NoData {
+    /// [`EstimationGuard::finish`] fails and names them all.
+    #[default]
+    Error,
+    /// They stand in the report without a range, and keep the one they have, if any.
+    Report,
+}
+
+/// Something with quantizer slots: a module, several, or slots that were found by a query.
+pub trait SlotSource {
+    /// The slots with their names, in declaration order. One slot may come several times.
+    fn slot_entries(&self) -> Vec<SlotEntry>;
+}
+
+impl<M: Module> SlotSource for M {
+    fn slot_entries(&self) -> Vec<SlotEntry> {
+        named_slots(self)
+    }
+}
+
+impl SlotSource for dyn Module {
+    fn slot_entries(&self) -> Vec<SlotEntry> {
+        named_slots(self)
+    }
+}
+
+/// The slots of each module; names start with the name given here.
+impl SlotSource for [(&str, &dyn Module)] {
+    fn slot_entries(&self) -> Vec<SlotEntry> {
+        let mut entries = Vec::new();
+        for &(prefix, module) in self {
+            for mut entry in named_slots(module) {
+                for name in &mut entry.names {
+                    *name = format!("{prefix}.{name}");
+                }
+                entries.push(entry);
+            }
+        }
+        entries
+    }
+}
+
+impl SlotSource for [SlotEntry] {
+    fn slot_entries(&self) -> Vec<SlotEntry> {
+        self.to_vec()
+    }
+}
+
+impl SlotSource for Vec<SlotEntry> {
+    fn slot_entries(&self) -> Vec<SlotEntry> {
+        self.clone()
+    }
+}
+
+/// Keeps estimators on slots; made by [`estimate_ranges`].
+#[must_use = "estimation ends when the guard is dropped"]
+pub struct EstimationGuard {
+    overrides: Vec<OverrideGuard>,
+    observers: Vec<Arc<Mutex<RangeObserver>>>,
+    skipped: Vec<SkippedSlot>,
+    no_data: NoData,
+}
+
+impl EstimationGuard {
+    /// The quantizers that were skipped because they have no range to set.
+    pub fn skipped(&self) -> &[SkippedSlot] {
+        &self.skipped
+    }
+
+    /// Writes the final ranges, removes the estimators and says what each one saw.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoData`] naming every quantizer that saw no data, unless they are to be reported only; before that,
+    /// any error of a quantizer that refuses its range, or of an estimator that panicked. All ranges that can be written
+    /// are, also then.
+    pub fn finish(mut self) -> Result<EstimationReport, Error> {
+        self.overrides.clear();
+        let mut slots = Vec::with_capacity(self.observers.len());
+        let mut problems: Vec<Error> = Vec::new();
+        let mut unseen = Vec::new();
+        for observer in &self.observers {
+            let mut observer = match lock(observer) {
+                Ok(observer) => observer,
+                Err(error) => {
+                    problems.push(error);
+                    continue;
+                }
+            };
+            if observer.batches() == 0 {
+                unseen.push(format!(
+                    "{} saw no data, so calibration found no range for it",
+                    observer.names()
+                ));
+                slots.push(observer.estimate());
+                continue;
+            }
+            match observer.finish() {
+                Ok(estimate) => slots.push(estimate),
+                Err(error) => problems.push(error),
+            }
+        }
+        if let Some(first) = problems.first() {
+            let kind = first.kind();
+            let problems: Vec<String> = problems.iter().map(Error::to_string).collect();
+            return Err(Error::of_problems(kind, "ranges cannot be set", &problems));
+        }
+        if !unseen.is_empty() && self.no_data == NoData::Error {
+            return Err(Error::of_problems(
+                ErrorKind::NoData,
+                "quantizers were left without data",
+                &unseen,
+            ));
+        }
+        Ok(EstimationReport { slots, skipped: self.skipped })
+    }
+}
+
+impl fmt::Debug for EstimationGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EstimationGuard")
+            .field("observers", &self.observers.len())
+            .field("skipped", &self.skipped)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a calibration found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EstimationReport {
+    /// One entry per quantizer, in declaration order.
+    pub slots: Vec<SlotEstimate>,
+    /// The quantizers that have no range to set.
+    pub skipped: Vec<SkippedSlot>,
+}
+
+/// What an estimator found for one quantizer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SlotEstimate {
+    /// Every name of the slot.
+    pub names: Vec<String>,
+    /// The name of the estimator.
+    pub estimator: String,
+    /// How many batches it saw.
+    pub batches: u64,
+    /// How many values these had.
+    pub elements: u64,
+    /// The range it gave the quantizer, `None` if it saw no data.
+    pub range: Option<TileRanges>,
+}
+
+/// A quantizer that was left as it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SkippedSlot {
+    /// Every name of the slot.
+    pub names: Vec<String>,
+    /// Why.
+    pub reason: String,
+}
+
+/// Each slot once, with all the names under which it comes.
+fn unique(
+    slots: Vec<(SlotEntry, EstimatorFactory)>,
+) -> Result<Vec<(SlotEntry, EstimatorFactory)>, Error> {
+    let mut index: HashMap<usize, usize> = HashMap::new();
+    let mut found: Vec<(SlotEntry, EstimatorFactory)> = Vec::with_capacity(slots.len());
+    let mut conflicts = Vec::new();
+    for (entry, factory) in slots {
+        let at = *index.entry(entry.slot.id()).or_insert(found.len());
+        let Some((first, chosen)) = found.get_mut(at) else {
+            found.push((entry, factory));
+            continue;
+        };
+        if !chosen.is_same(&factory) {
+            conflicts.push(format!(
+                "`{}` and `{}` are one slot and cannot have two estimators",
+                first.name(),
+                entry.name()
+            ));
+        }
+        for name in entry.names {
+            if !first.names.contains(&name) {
+                first.names.push(name);
+            }
+        }
+    }
+    if conflicts.is_empty() {
+        Ok(found)
+    } else {
+        Err(Error::of_problems(ErrorKind::InvalidSettings, "slots have two estimators", &conflicts))
+    }
+}
+
+/// Shows the data of a slot to its observer.
+struct Observing {
+    observer: Arc<Mutex<RangeObserver>>,
+    disable_quantization: bool,
+}
+
+impl QuantizerOverride for Observing {
+    fn call(
+        &self,
+        quantizer: &dyn Quantizer,
+        next: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
+        x: ArrayView<'_>,
+    ) -> Result<Flow, Error> {
+        let has_range = {
+            // Not held while the data flows on: a slot may be reached again from there.
+            let mut observer = lock(&self.observer)?;
+            observer.check_quantizer(quantizer)?;
+            observer.observe(x)?;
+            observer.has_range()
+        };
+        if self.disable_quantization || !has_range { Ok(Flow::Unchanged) } else { next(x) }
+    }
+}
+
+fn lock(observer: &Mutex<RangeObserver>) -> Result<MutexGuard<'_, RangeObserver>, Error> {
+    observer.lock().map_err(|poisoned| {
+        Error::new(
+            ErrorKind::Estimator,
+            format!("{}: the estimator panicked on an earlier batch", poisoned.get_ref().names()),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;

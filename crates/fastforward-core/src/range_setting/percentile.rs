@@ -1,0 +1,236 @@
+//! Ranges that leave the outermost values out.
+
+mod histogram;
+
+use serde::Serialize;
+
+use self::histogram::Histogram;
+use super::estimator::{
+    RangeEstimator, TileRanges, bad_values, check_tiles, tile_ranges, tiling_of,
+};
+use crate::quantization::quantizer::RangeSettable;
+use crate::{ArrayView, Error, ErrorKind};
+
+/// The range of the central `percentile` percent of each tile's values: as many may be clipped below as above.
+///
+/// ```text
+/// k = floor(count * (1 - percentile / 100) / 2)     values may lie outside at each end
+/// min = the lower edge of the bin of the (k+1)-th smallest value, max = the upper edge of that of the (k+1)-th largest
+/// ```
+///
+/// Values are counted in bins whose width, a power of two, is the smallest that covers the tile's data with `num_bins` bins;
+/// it doubles as data demands. A bound is so at most one bin outside the exact percentile, never inside, and never beyond
+/// the smallest or largest value seen. With `k = 0` it is exactly that value. Counts are exact: any order of the batches
+/// and any way of merging gives the same range.
+///
+/// Memory is `num_bins * 8` bytes per tile.
+#[derive(Clone, Debug)]
+pub struct Percentile {
+    config: PercentileConfig,
+    tiles: Vec<Histogram>,
+}
+
+/// The settings of a [`Percentile`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PercentileConfig {
+    /// How many percent of the values the range contains at least, above 0 and at most 100.
+    pub percentile: f64,
+    /// How many bins there are at most, 16 to 65536.
+    pub num_bins: usize,
+}
+
+impl Default for PercentileConfig {
+    fn default() -> Self {
+        Self { percentile: 99.99, num_bins: 2048 }
+    }
+}
+
+impl Percentile {
+    /// An estimator that has seen nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidSettings`] when the percentile or the number of bins is out of bounds.
+    pub fn new(config: PercentileConfig) -> Result<Self, Error> {
+        let mut wrong = Vec::new();
+        if !(config.percentile > 0.0 && config.percentile <= 100.0) {
+            wrong.push(format!(
+                "percentile must be above 0 and at most 100, found {}",
+                config.percentile
+            ));
+        }
+        if !(16..=1 << 16).contains(&config.num_bins) {
+            wrong.push(format!("num_bins must be 16 to 65536, found {}", config.num_bins));
+        }
+        if wrong.is_empty() {
+            Ok(Self { config, tiles: Vec::new() })
+        } else {
+            Err(Error::of_problems(ErrorKind::InvalidSettings, "options are out of bounds", &wrong))
+        }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &PercentileConfig {
+        &self.config
+    }
+}
+
+impl RangeEstimator for Percentile {
+    fn name(&self) -> &str {
+        "percentile"
+    }
+
+    fn observe(&mut self, x: ArrayView<'_>, quantizer: &dyn RangeSettable) -> Result<(), Error> {
+        let found = tile_ranges(x, quantizer.granularity())?;
+        if !found.is_finite() {
+            return Err(bad_values(x, "infinite", f32::is_infinite));
+        }
+        let tiling = tiling_of(x, quantizer.granularity())?;
+        if self.tiles.is_empty() {
+            self.tiles = vec![Histogram::default(); tiling.num_tiles()];
+        }
+        check_tiles(self.tiles.len(), tiling.num_tiles())?;
+        for (tile, histogram) in self.tiles.iter_mut().enumerate() {
+            histogram.cover(found.min[tile], found.max[tile], self.config.num_bins);
+            for at in tiling.tile_elements(tile) {
+                histogram.count(x.data()[at.input]);
+            }
+        }
+        Ok(())
+    }
+
+    fn range(&self) -> Option<TileRanges> {
+        if self.tiles.is_empty() {
+            return None;
+        }
+        let outside = (1.0 - self.config.percentile / 100.0) / 2.0;
+        let (min, max) = self.tiles.iter().map(|tile| tile.central_range(outside)).unzip();
+        Some(TileRanges { min, max })
+    }
+
+    fn merge(&mut self, later: &dyn RangeEstimator) -> Result<(), Error> {
+        let later = self.same_kind(later)?;
+        if self.config != later.config {
+            return Err(Error::new(
+                ErrorKind::Estimator,
+                format!(
+                    "percentile estimators with different settings cannot merge: {:?} and {:?}",
+                    self.config, later.config
+                ),
+            ));
+        }
+        if later.tiles.is_empty() {
+            return Ok(());
+        }
+        if self.tiles.is_empty() {
+            self.tiles.clone_from(&later.tiles);
+            return Ok(());
+        }
+        check_tiles(self.tiles.len(), later.tiles.len())?;
+        for (tile, later) in self.tiles.iter_mut().zip(&later.tiles) {
+            tile.merge(later, self.config.num_bins);
+        }
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn RangeEstimator> {
+        Box::new(Self { config: self.config.clone(), tiles: Vec::new() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantization::{Granularity, LinearQuantizer, LinearQuantizerConfig};
+
+    #[track_caller]
+    fn range(percentile: f64, data: &[f32]) -> (f32, f32) {
+        let quantizer = LinearQuantizer::new(LinearQuantizerConfig::new(8)).unwrap();
+        let config = PercentileConfig { percentile, ..PercentileConfig::default() };
+        let mut estimator = Percentile::new(config).unwrap();
+        for batch in data.chunks(100) {
+            estimator.observe(ArrayView::new(batch, &[batch.len()]).unwrap(), &quantizer).unwrap();
+        }
+        let range = estimator.range().unwrap();
+        (range.min[0], range.max[0])
+    }
+
+    #[test]
+    fn one_outlier_among_a_thousand_is_left_out() {
+        let mut data: Vec<f32> = (0..1000).map(|i| i as f32 / 1000.0).collect();
+        data[500] = 1000.0;
+        assert_eq!(range(100.0, &data), (0.0, 1000.0));
+        // Half a value may lie outside at each end: none.
+        assert_eq!(range(99.9, &data), (0.0, 1000.0));
+        // One value at each end. A bin is 0.5 wide, since 2048 of them reach the outlier.
+        assert_eq!(range(99.8, &data), (0.0, 1.0));
+    }
+
+    #[test]
+    fn at_least_the_percentile_lies_within_and_bounds_are_one_bin_off_at_most() {
+        // Bins are 1/2048 wide for these values, each of which is the lower edge of one.
+        let data: Vec<f32> = (0..1000).map(|i| ((i * 37) % 1000) as f32 / 1024.0).collect();
+        for (percentile, outside) in [(98.0, 10.0), (90.0, 50.0), (50.0, 250.0)] {
+            let (min, max) = range(percentile, &data);
+            assert_eq!(min, outside / 1024.0);
+            assert_eq!(max, (999.0 - outside) / 1024.0 + 1.0 / 2048.0);
+            let within = data.iter().filter(|&&x| (min..=max).contains(&x)).count();
+            assert!(within as f64 >= 10.0 * percentile);
+        }
+    }
+
+    #[test]
+    fn usual_suspects() {
+        assert_eq!(range(99.0, &[3.0]), (3.0, 3.0));
+        assert_eq!(range(50.0, &[0.0; 10]), (0.0, 0.0));
+        assert_eq!(range(50.0, &[-2.5; 1000]), (-2.5, -2.5));
+        let (min, max) = range(1e-9, &[1.0, 2.0, 3.0, 4.0]);
+        assert!(min <= max, "{min} {max}");
+    }
+
+    #[test]
+    fn tiles_count_apart_and_merging_is_exact() {
+        let config = LinearQuantizerConfig::new(8).with_granularity(Granularity::per_channel(1));
+        let quantizer = LinearQuantizer::new(config).unwrap();
+        let data: Vec<f32> = (0..4000).map(|i| ((i * 53) % 997) as f32 - 300.0).collect();
+        let new = || {
+            let config = PercentileConfig { percentile: 97.0, num_bins: 50 };
+            Percentile::new(config).unwrap()
+        };
+        let observe = |estimator: &mut Percentile, data: &[f32]| {
+            let shape = [data.len() / 4, 4];
+            estimator.observe(ArrayView::new(data, &shape).unwrap(), &quantizer).unwrap();
+        };
+        let mut whole = new();
+        observe(&mut whole, &data);
+        let (mut first, mut second) = (new(), new());
+        observe(&mut first, &data[2000..]);
+        observe(&mut second, &data[..1200]);
+        observe(&mut second, &data[1200..2000]);
+        first.merge(&second).unwrap();
+        assert_eq!(whole.tiles, first.tiles);
+        assert_eq!(whole.range(), first.range());
+        assert_eq!(whole.range().unwrap().len(), 4);
+        assert_eq!(whole.range().unwrap().min[0], {
+            let column: Vec<f32> = data.iter().copied().step_by(4).collect();
+            let quantizer = LinearQuantizer::new(LinearQuantizerConfig::new(8)).unwrap();
+            let mut alone = new();
+            alone.observe(ArrayView::new(&column, &[1000]).unwrap(), &quantizer).unwrap();
+            alone.range().unwrap().min[0]
+        });
+    }
+
+    #[test]
+    fn wrong_settings_are_all_named() {
+        let config = PercentileConfig { percentile: 0.0, num_bins: 1 };
+        let message = Percentile::new(config).unwrap_err().to_string();
+        assert!(message.contains("percentile") && message.contains("num_bins"), "{message}");
+        for percentile in [-1.0, 100.1, f64::NAN] {
+            let config = PercentileConfig { percentile, ..PercentileConfig::default() };
+            assert_eq!(Percentile::new(config).unwrap_err().kind(), ErrorKind::InvalidSettings);
+        }
+        let mut one = Percentile::new(PercentileConfig::default()).unwrap();
+        let other =
+            Percentile::new(PercentileConfig { num_bins: 32, ..one.config.clone() }).unwrap();
+        assert_eq!(one.merge(&other).unwrap_err().kind(), ErrorKind::Estimator);
+    }
+}
