@@ -42,7 +42,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tensor", default="images", help="tensor in the data that feeds the input (default: images)")
     parser.add_argument("--labels", help="tensor in the data with the classes; without it no accuracy is printed")
     parser.add_argument("--input", help="input of the model (default: its only one)")
-    parser.add_argument("--scale", type=float, help="factor for the data as f32; pixels 0..255 want 0.00392156862745098")
+    parser.add_argument("--divide-by", type=float, help="divisor for the data as f32; pixels 0..255 want 255")
+    parser.add_argument("--scale", type=float, help="factor for the data as f32, after the division")
     parser.add_argument("--reshape", type=lambda text: [int(part) for part in text.split(",")],
                         help="shape of the input, the first extent -1: -1,1,28,28")
     parser.add_argument("--batch-size", type=int, default=250)
@@ -138,6 +139,10 @@ def prepare(tensor, args):
     if len(tensor) == 0:
         raise CheckError(f"{args.data}: tensor {args.tensor!r} is empty")
     tensor = tensor.astype(np.float32)
+    if args.divide_by is not None:
+        if args.divide_by == 0:
+            raise CheckError("--divide-by is zero")
+        tensor = tensor / np.float32(args.divide_by)
     if args.scale is not None:
         tensor = tensor * np.float32(args.scale)
     if args.reshape is not None:

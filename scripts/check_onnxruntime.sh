@@ -33,6 +33,6 @@ cargo run --release -- evaluate "$quantized" \
 verdict=0
 "$environment/bin/python" scripts/check_onnxruntime.py \
     "$quantized" examples/fashion/test2000.safetensors "$out/predictions.safetensors" \
-    --tensor images --labels labels --scale 0.00392156862745098 --reshape=-1,1,28,28 || verdict=$?
+    --tensor images --labels labels --divide-by 255 --reshape=-1,1,28,28 || verdict=$?
 [ "$verdict" -eq 0 ] || exit "$verdict"
 exit "$status"
