@@ -30,6 +30,7 @@
 //!   | ^^^^^ did you mean `rule`?");
 //! ```
 
+mod build;
 mod diagnostic;
 mod estimator;
 mod reader;

@@ -50,6 +50,11 @@ pub trait Module: Any + Send + Sync {
     /// The same with mutable access, in the same order.
     fn visit_mut(&mut self, visitor: &mut dyn VisitorMut);
 
+    /// Aliases that queries on this model may use when none are given (spec §1.7).
+    fn aliases(&self) -> Option<&mpath::Aliases> {
+        None
+    }
+
     /// A number that two references share exactly when they are the same module; `None` when it has one owner, as a
     /// plain field does. A module held by several owners (`Arc<M>`) returns its address.
     fn identity(&self) -> Option<usize> {

@@ -4,7 +4,7 @@ mod matcher;
 mod walk;
 
 use crate::automaton::Automaton;
-use crate::{Error, Node, Selector};
+use crate::{Error, FilterResult, Node, Selector};
 
 use matcher::Matcher;
 use walk::Walk;
@@ -107,6 +107,20 @@ impl QuerySet {
         visit: impl FnMut(&Visit<'_, N>),
     ) -> Result<(), Error> {
         Walk::new(Matcher::new(&self.automaton)).run(root, true, visit)
+    }
+}
+
+impl<N: Copy> Visit<'_, N> {
+    /// What a search that found this node would return, without the names it has elsewhere and without the fragments
+    /// that led to it.
+    pub fn to_result(&self) -> FilterResult<N> {
+        FilterResult::new(
+            vec![self.path.full_name().into()],
+            self.node,
+            self.parent,
+            self.path.name(),
+            Vec::new(),
+        )
     }
 }
 

@@ -34,6 +34,27 @@ impl<'a> NodeRef<'a> {
     }
 }
 
+/// Two references are equal when they are the same node of the same model.
+impl PartialEq for NodeRef<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (NodeRef::Slot(a), NodeRef::Slot(b)) => a.id() == b.id(),
+            // A module may lie at the address of its first field; then their types differ.
+            (NodeRef::Module(a), NodeRef::Module(b)) => {
+                std::ptr::addr_eq(*a, *b) && type_of(*a) == type_of(*b)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Eq for NodeRef<'_> {}
+
+fn type_of(module: &dyn Module) -> std::any::TypeId {
+    let module: &dyn std::any::Any = module;
+    module.type_id()
+}
+
 impl Facts for NodeRef<'_> {
     fn class(&self) -> Class {
         match self {

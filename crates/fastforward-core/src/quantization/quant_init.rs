@@ -1,12 +1,154 @@
-//! Rules that put quantizers into the slots of a model.
+//! Rules that put quantizers into the slots of a model (spec §2).
+//!
+//! ```
+//! use fastforward_core::quantization::quant_init::{
+//!     InitializeOptions, QuantizationConfig, QuantizerSpec, find_quantizers,
+//! };
+//! # use fastforward_core::module::{Module, Visitor, VisitorMut, classes};
+//! # use fastforward_core::quantization::QuantizerSlot;
+//! # struct Linear { weight_quantizer: QuantizerSlot, output_quantizer: QuantizerSlot }
+//! # impl Module for Linear {
+//! #     fn class(&self) -> mpath::Class { mpath::Class::define("Linear", "doc::Linear", &[classes::module()]) }
+//! #     fn visit<'a>(&'a self, v: &mut dyn Visitor<'a>) {
+//! #         v.slot("weight_quantizer", &self.weight_quantizer);
+//! #         v.slot("output_quantizer", &self.output_quantizer);
+//! #     }
+//! #     fn visit_mut(&mut self, v: &mut dyn VisitorMut) {
+//! #         v.slot("weight_quantizer", &mut self.weight_quantizer);
+//! #         v.slot("output_quantizer", &mut self.output_quantizer);
+//! #     }
+//! # }
+//! # let model = Linear { weight_quantizer: QuantizerSlot::weight(&[2, 2]), output_quantizer: QuantizerSlot::output() };
+//! let mut config = QuantizationConfig::for_model(&model);
+//! config
+//!     .add_rule("**/[quantizer:parameter]", QuantizerSpec::linear(8))?
+//!     .add_rule("**/[quantizer:parameter/weight]", QuantizerSpec::linear(4))?;
+//! let done = config.initialize(&model, InitializeOptions::default())?;
+//!
+//! let weights = find_quantizers(&model, "**/[quantizer:parameter/weight]", None)?;
+//! assert_eq!(weights.slots()[0].quantizer().num_bits(), Some(4)); // the rule added last wins
+//! // Rules fail closed: the first one decides nothing, and that is said.
+//! assert!(done.resolution.problems()[0].to_string().starts_with("rule `**/[quantizer:parameter]` never wins"));
+//! # Ok::<(), fastforward_core::Error>(())
+//! ```
 
+mod collection;
+mod config;
 mod factory;
-
+mod fragment;
+mod resolution;
+mod rule;
 mod transaction;
 
-pub use factory::{ChannelAxis, Factory, QuantizerSpec};
+use mpath::{Aliases, Context, ExtensionError, Query, SearchOptions, Selector};
 
+pub use collection::QuantizerCollection;
+pub use config::{Initialization, QuantizationConfig};
+pub use factory::{ChannelAxis, Factory, QuantizerSpec};
+pub use fragment::QuantizerTagSelectorFragment;
+pub use resolution::{Candidate, Resolution, RuleProblem, RuleUse, SlotResolution};
+pub use rule::{Expect, Rule};
 pub use transaction::{InitializeOptions, Outcome, OverwritePolicy};
+
+use crate::module::{Module, NodeRef, classes};
+use crate::{Error, ErrorKind};
 
 /// The attribute of a slot's metadata that holds the axis of output channels of a weight.
 pub const CHANNEL_AXIS: &str = "channel_axis";
+
+/// All quantizers of `model`, stubs included, that match `query`, in the order of [`mpath::search`].
+///
+/// The query may name the classes that occur in the model. Without `aliases`, those of the model are used, if it has
+/// some ([`Module::aliases`]).
+///
+/// # Errors
+/// [`ErrorKind::Query`] when the query does not parse; the source is the [`mpath::Error`].
+pub fn find_quantizers<'m, 'q>(
+    model: &'m dyn Module,
+    query: impl Into<Query<'q>>,
+    aliases: Option<&Aliases>,
+) -> Result<QuantizerCollection<'m>, Error> {
+    let context = model_context(model);
+    let mut options = SearchOptions::new(&context);
+    options.aliases = aliases;
+    options.root_aliases = model.aliases();
+    find_quantizers_with(model, query, &options)
+}
+
+/// [`find_quantizers`] with a context of the caller's.
+///
+/// # Errors
+/// As for [`find_quantizers`].
+pub fn find_quantizers_with<'m, 'q>(
+    model: &'m dyn Module,
+    query: impl Into<Query<'q>>,
+    options: &SearchOptions<'_>,
+) -> Result<QuantizerCollection<'m>, Error> {
+    let found = mpath::search(query, NodeRef::Module(model), options).map_err(query_error)?;
+    Ok(QuantizerCollection::from_search(found))
+}
+
+/// What a query may name when nothing is known of the model: the classes of this crate and the extensions `quantizer`
+/// and `qtag`, besides those of [`mpath::Context::new`].
+pub fn default_context() -> Context {
+    let mut context = Context::new();
+    for class in [
+        classes::module(),
+        classes::quantizer(),
+        classes::quantizer_stub(),
+        classes::linear_quantizer(),
+        classes::dynamic_linear_quantizer(),
+    ] {
+        context.register_class(class.name(), class);
+        context.register_class(class.path(), class);
+    }
+    for (name, class) in classes::reference_names() {
+        context.register_class(name, class);
+    }
+    let tags = |body: &str, _: &Context| -> Result<Selector, ExtensionError> {
+        Ok(Selector::from_fragment(QuantizerTagSelectorFragment::from_raw_string(body)))
+    };
+    for tag in ["quantizer", "qtag"] {
+        let replaced = context.override_extension(tag, tags);
+        debug_assert!(replaced.is_ok_and(|replaced| replaced.is_none()), "both are identifiers");
+    }
+    context
+}
+
+/// The [`default_context`] and the classes that occur in a model, with those they extend, by short name and by path.
+///
+/// A short name that two classes of the model share means the one that occurs first; the path tells them apart.
+pub fn model_context(model: &dyn Module) -> Context {
+    let mut context = default_context();
+    for_each_class(model, &mut |class| {
+        for class in [class].iter().chain(class.ancestors()) {
+            for name in [class.path(), class.name()] {
+                if context.class(name).is_none() {
+                    context.register_class(name, *class);
+                }
+            }
+        }
+    });
+    context
+}
+
+fn for_each_class(model: &dyn Module, visit: &mut dyn FnMut(mpath::Class)) {
+    use crate::module::Visitor;
+    use crate::quantization::quantizer::QuantizerSlot;
+    struct Walk<'f>(&'f mut dyn FnMut(mpath::Class));
+    impl<'a> Visitor<'a> for Walk<'_> {
+        fn module(&mut self, _name: &str, module: &'a dyn Module) {
+            (self.0)(module.class());
+            module.visit(self);
+        }
+        fn slot(&mut self, _name: &str, slot: &'a QuantizerSlot) {
+            (self.0)(slot.class());
+        }
+    }
+    visit(model.class());
+    model.visit(&mut Walk(visit));
+}
+
+fn query_error(error: mpath::Error) -> Error {
+    Error::new(ErrorKind::Query, error.to_string()).with_source(error)
+}

@@ -128,7 +128,11 @@ impl Resolution {
                 problems.push(RuleProblem::Unmatched { rule: rule.clone(), diagnosis });
             } else if !usage.optional && usage.won == 0 && usage.matched > 0 {
                 let by = usage.shadowed_by.iter().map(|&at| self.rules[at].label.clone()).collect();
-                problems.push(RuleProblem::Shadowed { rule: rule.clone(), matched: usage.matched, by });
+                problems.push(RuleProblem::Shadowed {
+                    rule: rule.clone(),
+                    matched: usage.matched,
+                    by,
+                });
             }
             if let Some(expected) = usage.expect
                 && !expected.holds(usage.matched)

@@ -1,0 +1,72 @@
+//! From the rules of a file to rules that can be resolved.
+
+use mpath::{Aliases, Context};
+
+use super::diagnostic::Problem;
+use super::{Expect, QuantConfigFile, QueryText, RuleEntry};
+use crate::Error;
+use crate::quantization::quant_init::{self, QuantizationConfig, Rule};
+
+impl QuantConfigFile {
+    /// The rules of the file, their queries parsed with what `context` knows and the aliases of the file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) with every query that does not parse, at its place in the file,
+    /// and what was probably meant.
+    pub fn quantization_config(&self, context: Context) -> Result<QuantizationConfig, Error> {
+        let mut problems = Vec::new();
+        let mut aliases = Aliases::new();
+        for alias in &self.aliases {
+            let defined = context
+                .query_with(&alias.query.text, &aliases)
+                .and_then(|selector| aliases.define(&alias.name, selector));
+            if let Err(error) = defined {
+                problems.push(self.mpath_problem(&alias.query, &error));
+            }
+        }
+        let mut rules = Vec::new();
+        for entry in &self.rules {
+            match context.query_with(&entry.query.text, &aliases) {
+                Ok(query) => rules.push(rule(entry, query)),
+                Err(error) => problems.push(self.mpath_problem(&entry.query, &error)),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(self.source.error(problems));
+        }
+        let mut config = QuantizationConfig::new(context).with_aliases(aliases);
+        for rule in rules {
+            config.add(rule);
+        }
+        Ok(config)
+    }
+
+    fn mpath_problem(&self, query: &QueryText, error: &mpath::Error) -> Problem {
+        let span = match error.query() == Some(query.text.as_str()) {
+            true => error.span().unwrap_or(0..query.text.len()),
+            // The error is inside an alias: the whole query is shown.
+            false => 0..query.text.len(),
+        };
+        let quoted: Vec<String> =
+            error.suggestions().iter().map(|one| format!("`{one}`")).collect();
+        let help = match quoted.as_slice() {
+            [] => String::new(),
+            names => format!("did you mean {}?", names.join(" or ")),
+        };
+        self.query_problem(query, span, &format!("in the query: {}", error.message()), &help)
+    }
+}
+
+fn rule(entry: &RuleEntry, query: mpath::Selector) -> Rule {
+    Rule {
+        name: entry.name.clone(),
+        source: Some(entry.source.clone()),
+        priority: entry.priority,
+        optional: entry.optional,
+        expect: entry.expect.map(|expect| match expect {
+            Expect::Exactly(count) => quant_init::Expect::Exactly(count),
+            Expect::AtLeast(count) => quant_init::Expect::AtLeast(count),
+        }),
+        ..Rule::new(query, entry.quantizer.clone())
+    }
+}

@@ -1,0 +1,14 @@
+//! Conformance with the Python system: its answers, kept as data, against ours.
+//!
+//! The cases lie in `conformance/golden` (its README says what they hold), or in the folder named by `FF_GOLDEN_DIR`.
+//! Where we differ on purpose, [`differences`] says when, why, and how.
+
+#![allow(unreachable_pub, reason = "items are shared between the modules of one test")]
+
+mod differences;
+mod golden;
+mod order;
+mod tree;
+
+mod config;
+mod tags;

@@ -1,0 +1,81 @@
+//! The order of children, which the golden files' trees have lost.
+//!
+//! The trees were written with sorted keys, but the answers were computed on trees whose children had an order of their
+//! own. The answers show it: `final` (family `config`) lists slots in tree order, and where one step of a search matches
+//! several children of a node they stand in order. Queries that end in their only `**` match all children of a node in
+//! one step, so they decide; other answers fill the gaps.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use crate::golden::texts;
+
+/// For each pair of siblings, how often the one stood before the other.
+type Votes = HashMap<(String, String), u64>;
+
+/// The trees of a family, children in their order.
+pub fn ordered_trees(file: &Value) -> Value {
+    let mut votes: HashMap<&str, Votes> = HashMap::new();
+    for case in file["cases"].as_array().expect("cases") {
+        let votes = votes.entry(case["tree"].as_str().expect("a tree")).or_default();
+        if let Some(slots) = case["final"].as_object() {
+            let names: Vec<&str> = slots.keys().map(String::as_str).collect();
+            vote(&with_ancestors(&names), CERTAIN, votes);
+        }
+        if let (Some(query), Some(names)) = (case["query"].as_str(), case.get("ok")) {
+            let decides =
+                query.ends_with("**") && query.matches("**").count() == 1 && !query.contains('{');
+            vote(&texts(names), if decides { CERTAIN } else { 1 }, votes);
+        }
+    }
+    let none = Votes::new();
+    let trees = file["trees"].as_object().expect("trees");
+    let sorted = trees
+        .iter()
+        .map(|(id, tree)| (id.clone(), sorted(tree, "", votes.get(id.as_str()).unwrap_or(&none))));
+    Value::Object(sorted.collect())
+}
+
+const CERTAIN: u64 = 1000;
+
+/// Names in tree order, each preceded by those of its ancestors that did not stand there before.
+fn with_ancestors<'n>(names: &[&'n str]) -> Vec<&'n str> {
+    let mut seen = std::collections::HashSet::new();
+    let levels = names
+        .iter()
+        .flat_map(|name| name.match_indices('.').map(|(at, _)| &name[..at]).chain([*name]));
+    levels.filter(|level| seen.insert(*level)).collect()
+}
+
+fn vote(names: &[&str], weight: u64, votes: &mut Votes) {
+    let parent = |name: &str| name.rfind('.').map_or(0, |dot| dot + 1);
+    let mut siblings: HashMap<&str, Vec<&str>> = HashMap::new();
+    for &name in names {
+        let earlier = siblings.entry(&name[..parent(name)]).or_default();
+        for &before in earlier.iter() {
+            *votes.entry((before.to_owned(), name.to_owned())).or_default() += weight;
+        }
+        earlier.push(name);
+    }
+}
+
+fn sorted(node: &Value, path: &str, votes: &Votes) -> Value {
+    let children = node["children"].as_object().expect("children");
+    let full =
+        |name: &String| if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+    let count = |a: &String, b: &String| votes.get(&(full(a), full(b))).copied().unwrap_or(0);
+    let mut names: Vec<&String> = children.keys().collect();
+    let all = names.clone();
+    // How many siblings stand before a child; where nothing is known the order of the file stays.
+    names.sort_by_key(|name| {
+        all.iter().filter(|other| count(other, name) > count(name, other)).count()
+    });
+    let children: Map<String, Value> = names
+        .into_iter()
+        .map(|name| (name.clone(), sorted(&children[name], &full(name), votes)))
+        .collect();
+    let mut node = node.clone();
+    node["children"] = Value::Object(children);
+    node
+}
