@@ -2,6 +2,7 @@
 
 mod build;
 pub mod classes;
+mod context;
 mod dtypes;
 mod roles;
 

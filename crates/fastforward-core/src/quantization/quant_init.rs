@@ -38,6 +38,8 @@ mod factory;
 mod fragment;
 mod resolution;
 mod rule;
+#[cfg(test)]
+mod tests;
 mod transaction;
 
 use mpath::{Aliases, Context, ExtensionError, Query, SearchOptions, Selector};
