@@ -9,6 +9,8 @@
 //! the data flow past the slots.
 #![forbid(unsafe_code)]
 
+pub use mpath;
+
 pub mod array;
 pub mod config;
 pub mod data;

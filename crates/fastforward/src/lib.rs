@@ -1,3 +1,7 @@
 //! FastForward: neural network quantization by rules over a tree of modules.
+#![forbid(unsafe_code)]
+
+// `#[derive(Module)]` names this library; so do the modules defined in it.
+extern crate self as fastforward;
+
 pub use fastforward_core::*;
-pub use mpath;

@@ -7,6 +7,16 @@ pub fn module() -> Class {
     Class::define("Module", "fastforward::Module", &[])
 }
 
+/// A list of modules: a `Vec` or an array.
+pub fn module_list() -> Class {
+    Class::define("ModuleList", "fastforward::nn::ModuleList", &[module()])
+}
+
+/// A map of named modules.
+pub fn module_dict() -> Class {
+    Class::define("ModuleDict", "fastforward::nn::ModuleDict", &[module()])
+}
+
 /// What every quantizer is, stubs included.
 pub fn quantizer() -> Class {
     Class::define("Quantizer", "fastforward::quantization::Quantizer", &[module()])
@@ -36,6 +46,8 @@ pub fn dynamic_linear_quantizer() -> Class {
 pub fn reference_names() -> Vec<(&'static str, Class)> {
     vec![
         ("torch.nn.Module", module()),
+        ("torch.nn.ModuleList", module_list()),
+        ("torch.nn.ModuleDict", module_dict()),
         ("ff.nn.Quantizer", quantizer()),
         ("ff.nn.QuantizerStub", quantizer_stub()),
         ("ff.nn.LinearQuantizer", linear_quantizer()),

@@ -96,6 +96,8 @@ pub fn default_context() -> Context {
     let mut context = Context::new();
     for class in [
         classes::module(),
+        classes::module_list(),
+        classes::module_dict(),
         classes::quantizer(),
         classes::quantizer_stub(),
         classes::linear_quantizer(),

@@ -1,0 +1,28 @@
+//! Fields whose type is nothing that a module can show.
+extern crate fastforward_core as fastforward;
+
+use std::collections::HashMap;
+
+use fastforward::Module;
+use fastforward::quantization::QuantizerSlot;
+
+struct Settings;
+
+#[derive(Module)]
+struct Unknown {
+    settings: Settings,
+    list: Vec<Settings>,
+    unordered: HashMap<String, QuantizerSlot>,
+}
+
+#[derive(Module)]
+struct Unbounded<T> {
+    inner: T,
+}
+
+#[derive(Module)]
+enum Activation {
+    LeakyRelu(f32),
+}
+
+fn main() {}
