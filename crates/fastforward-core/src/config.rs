@@ -122,7 +122,9 @@ impl QuantConfigFile {
         let source = SourceText { name: name.to_owned(), text: text.to_owned() };
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
-            return Err(source.error(errors.iter().map(syntax_problem).collect()));
+            return Err(
+                source.error(errors.iter().map(|error| syntax_problem(error, text)).collect())
+            );
         }
         let problems = Problems::default();
         check_version(root.get_ref(), &problems);
@@ -189,10 +191,17 @@ impl QuantConfigFile {
     }
 }
 
-fn syntax_problem(error: &toml::de::Error) -> Problem {
+fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
     let span = error.span().unwrap_or(0..0);
     let message = error.message().trim_end_matches('.').replace('\n', "; ");
-    Problem { span, message: format!("not valid TOML: {message}"), help: String::new() }
+    let word = text.get(span.clone()).unwrap_or("").trim();
+    let is_word = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let help = match mpath::suggest::nearest(word, ["true", "false"]).filter(|_| is_word) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if is_word && message.contains("must be quoted") => format!("write \"{word}\""),
+        None => String::new(),
+    };
+    Problem { span, message: format!("not valid TOML: {message}"), help }
 }
 
 /// A file of another version is refused by that alone: its other keys mean what this program cannot know.

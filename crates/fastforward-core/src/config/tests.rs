@@ -633,17 +633,17 @@ fn text_that_is_no_toml() {
     refused(
         "a = \n[model]\nfold_batch_norm = treu\n",
         expect![[r#"
-        2 problems in w8a8.toml:
+            2 problems in w8a8.toml:
 
-        w8a8.toml:2:5: not valid TOML: string values must be quoted, expected literal string
-          |
-        2 | a =
-          |     ^
+            w8a8.toml:2:5: not valid TOML: string values must be quoted, expected literal string
+              |
+            2 | a =
+              |     ^
 
-        w8a8.toml:4:19: not valid TOML: invalid boolean, expected `true`
-          |
-        4 | fold_batch_norm = treu
-          |                   ^^^^"#]],
+            w8a8.toml:4:19: not valid TOML: invalid boolean, expected `true`
+              |
+            4 | fold_batch_norm = treu
+              |                   ^^^^ did you mean `true`?"#]],
     );
     refused(
         "[model]\n[model]\n",
@@ -771,4 +771,56 @@ fn the_examples_fit_their_data() {
         let largest = values.iter().fold(0f32, |most, &value| most.max(value));
         assert_eq!(largest, 1.0, "{file}");
     }
+}
+
+/// Any word of a rule with a letter missing, changed or swapped is refused with the right word. Queries are checked
+/// where they are parsed; names and comments are free.
+#[test]
+fn one_letter_mistakes_in_a_rule_are_corrected() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/fashion/w8a8.toml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut mistakes = 0;
+    let mut start = text.find("[[rule]]").unwrap();
+    for line in text[start..].split_inclusive('\n') {
+        let is_free = line.starts_with("name") || line.starts_with("query");
+        let checked = line.split(if is_free { '=' } else { '#' }).next().unwrap();
+        let words = checked.split_inclusive(|c: char| !(c.is_alphanumeric() || c == '_'));
+        let mut at = start;
+        for piece in words {
+            let word = piece.trim_end_matches(|c: char| !(c.is_alphanumeric() || c == '_'));
+            if word.starts_with(|c: char| c.is_ascii_alphabetic()) {
+                for letter in 0..word.len() {
+                    for wrong in slips(word, letter) {
+                        let mut text = text.clone();
+                        text.replace_range(at..at + word.len(), &wrong);
+                        let error = parse(&text).err();
+                        let message = error.map_or_else(String::new, |error| error.to_string());
+                        assert!(message.contains(&format!("`{word}`")), "{wrong}: {message}");
+                        mistakes += 1;
+                    }
+                }
+            }
+            at += piece.len();
+        }
+        start += line.len();
+    }
+    assert!(mistakes > 500, "{mistakes}");
+}
+
+/// The word with one letter dropped, doubled, changed, or swapped with the next one.
+fn slips(word: &str, at: usize) -> Vec<String> {
+    let mut letters: Vec<char> = word.chars().collect();
+    let mut slips = vec![];
+    let mut add = |letters: &[char]| slips.push(letters.iter().collect::<String>());
+    add(&[&letters[..at], &letters[at + 1..]].concat());
+    add(&[&letters[..=at], &letters[at..]].concat());
+    if at + 1 < letters.len() {
+        letters.swap(at, at + 1);
+        add(&letters);
+        letters.swap(at, at + 1);
+    }
+    letters[at] = if letters[at] == 'x' { 'y' } else { 'x' };
+    add(&letters);
+    slips.retain(|slip| slip != word);
+    slips
 }
