@@ -34,6 +34,7 @@ mod build;
 mod diagnostic;
 mod estimator;
 mod reader;
+mod render;
 mod rule;
 mod sections;
 #[cfg(test)]
@@ -193,7 +194,11 @@ impl QuantConfigFile {
 
 fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
     let span = error.span().unwrap_or(0..0);
-    let message = error.message().trim_end_matches('.').replace('\n', "; ");
+    let message = match text.get(span.clone()).is_none_or(str::is_empty) {
+        true if error.message().starts_with("string values must be quoted") => "a value is missing",
+        _ => error.message().trim_end_matches('.'),
+    };
+    let message = message.replace('\n', "; ");
     let word = text.get(span.clone()).unwrap_or("").trim();
     let is_word = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_');
     let help = match mpath::suggest::nearest(word, ["true", "false"]).filter(|_| is_word) {

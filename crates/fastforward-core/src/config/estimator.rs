@@ -1,6 +1,7 @@
 //! How a rule says that ranges are found.
 
 use super::reader::{Fields, Problems, Value};
+use super::render::float;
 
 /// A range estimator and its settings (spec §6).
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,4 +60,20 @@ pub(super) fn read_estimator(value: &Value<'_>, problems: &Problems) -> Option<E
                 .unwrap_or(99.99),
         },
     })
+}
+
+pub(super) fn render_estimator(estimator: &EstimatorEntry) -> String {
+    let option = match estimator {
+        EstimatorEntry::RunningMinMax => return "{ estimator = \"running_minmax\" }".to_owned(),
+        EstimatorEntry::SmoothedMinMax { gamma } => {
+            format!("smoothed_minmax\", gamma = {}", float(*gamma))
+        }
+        EstimatorEntry::MinErrorGrid { num_candidates } => {
+            format!("min_error_grid\", num_candidates = {num_candidates}")
+        }
+        EstimatorEntry::Percentile { percentile } => {
+            format!("percentile\", percentile = {}", float(*percentile))
+        }
+    };
+    format!("{{ estimator = \"{option} }}")
 }
