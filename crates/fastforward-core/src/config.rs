@@ -45,7 +45,6 @@ use std::path::Path;
 use indexmap::IndexMap;
 use toml::de::{DeTable, DeValue};
 
-pub use estimator::EstimatorEntry;
 pub use rule::{Expect, QueryText, RuleEntry};
 pub use sections::{
     ActivationType, CalibrationSection, EvaluationSection, ExportSection, Metric, ModelSection,

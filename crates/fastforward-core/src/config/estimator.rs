@@ -1,79 +1,31 @@
 //! How a rule says that ranges are found.
 
-use super::reader::{Fields, Problems, Value};
-use super::render::float;
+use serde::Deserialize;
+use toml::de::ValueDeserializer;
 
-/// A range estimator and its settings (spec §6).
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum EstimatorEntry {
-    /// The smallest and largest value seen. The default.
-    #[default]
-    RunningMinMax,
-    /// An exponential average of each batch's minimum and maximum.
-    SmoothedMinMax {
-        /// The weight of a new batch, above 0 and at most 1.
-        gamma: f64,
-    },
-    /// The candidate range with the least error.
-    MinErrorGrid {
-        /// How many candidates are tried.
-        num_candidates: usize,
-    },
-    /// The range that leaves out a share of the values on each side.
-    Percentile {
-        /// The share that is kept, in percent, above 50 and at most 100.
-        percentile: f64,
-    },
+use super::reader::{Problems, Value};
+use crate::range_setting::EstimatorConfig;
+
+pub(super) fn read_estimator(value: &Value<'_>, problems: &Problems) -> Option<EstimatorConfig> {
+    match EstimatorConfig::deserialize(ValueDeserializer::from(value.clone())) {
+        Ok(estimator) => Some(estimator),
+        Err(error) => {
+            let message = error.message().trim_end_matches('.').replace('\n', "; ");
+            let (message, help) = match message.split_once("; did you mean ") {
+                Some((message, near)) => (message.to_owned(), format!("did you mean {near}")),
+                None => (message, String::new()),
+            };
+            problems.add(error.span().unwrap_or(value.span()), message, help);
+            None
+        }
+    }
 }
 
-const NAMES: [(&str, &[&str]); 4] = [
-    ("running_minmax", &["estimator"]),
-    ("smoothed_minmax", &["estimator", "gamma"]),
-    ("min_error_grid", &["estimator", "num_candidates"]),
-    ("percentile", &["estimator", "percentile"]),
-];
-
-pub(super) fn read_estimator(value: &Value<'_>, problems: &Problems) -> Option<EstimatorEntry> {
-    let ignored = Problems::default();
-    let any = Fields::of_value(value, "`range`", &[], &ignored);
-    let named = any.as_ref().and_then(|fields| fields.get("estimator")?.get_ref().as_str());
-    let known = NAMES.iter().find(|(name, _)| Some(*name) == named).map(|(_, keys)| *keys);
-    // While the estimator is not known, every key of any estimator is.
-    let all: Vec<&str> = NAMES.iter().flat_map(|(_, keys)| keys.iter().copied()).collect();
-    let fields = Fields::of_value(value, "`range`", known.unwrap_or(&all), problems)?;
-    fields.require("estimator", "\"running_minmax\"");
-    let names: Vec<(&str, usize)> =
-        NAMES.iter().enumerate().map(|(at, (name, _))| (*name, at)).collect();
-    Some(match fields.one_of("estimator", &names)? {
-        0 => EstimatorEntry::RunningMinMax,
-        1 => EstimatorEntry::SmoothedMinMax {
-            gamma: fields
-                .number("gamma", "above 0 and at most 1", |gamma| gamma > 0.0 && gamma <= 1.0)
-                .unwrap_or(1.0),
-        },
-        2 => EstimatorEntry::MinErrorGrid {
-            num_candidates: fields.count("num_candidates", 1).unwrap_or(100),
-        },
-        _ => EstimatorEntry::Percentile {
-            percentile: fields
-                .number("percentile", "above 50 and at most 100", |p| p > 50.0 && p <= 100.0)
-                .unwrap_or(99.99),
-        },
-    })
-}
-
-pub(super) fn render_estimator(estimator: &EstimatorEntry) -> String {
-    let option = match estimator {
-        EstimatorEntry::RunningMinMax => return "{ estimator = \"running_minmax\" }".to_owned(),
-        EstimatorEntry::SmoothedMinMax { gamma } => {
-            format!("smoothed_minmax\", gamma = {}", float(*gamma))
-        }
-        EstimatorEntry::MinErrorGrid { num_candidates } => {
-            format!("min_error_grid\", num_candidates = {num_candidates}")
-        }
-        EstimatorEntry::Percentile { percentile } => {
-            format!("percentile\", percentile = {}", float(*percentile))
-        }
-    };
-    format!("{{ estimator = \"{option} }}")
+/// The table that reads back as this estimator, on one line, its name first.
+pub(super) fn render_estimator(estimator: &EstimatorConfig) -> String {
+    let table = toml::Table::try_from(estimator).unwrap_or_default();
+    let (name, options): (Vec<_>, Vec<_>) = table.iter().partition(|(key, _)| *key == "estimator");
+    let entries: Vec<String> =
+        name.into_iter().chain(options).map(|(key, value)| format!("{key} = {value}")).collect();
+    format!("{{ {} }}", entries.join(", "))
 }

@@ -207,12 +207,12 @@ fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: T) -> &'static str 
 }
 
 /// A string with its quotes.
-pub(super) fn quoted(text: &str) -> String {
+fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
 /// A number that reads back as the same float.
-pub(super) fn float(value: f64) -> String {
+fn float(value: f64) -> String {
     toml::Value::Float(value).to_string()
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::diagnostic::SourceText;
-use super::estimator::{EstimatorEntry, read_estimator};
+use super::estimator::read_estimator;
 use super::reader::{Fields, Problems, Value, integer, integers, wrong_type};
 use crate::quantization::affine::{OneSided, RangeSettings};
 use crate::quantization::quant_init::{ChannelAxis, QuantizerSpec};
@@ -14,6 +14,7 @@ use crate::quantization::{
     DynamicLinearQuantizer, DynamicLinearQuantizerConfig, Granularity, LinearQuantizer,
     LinearQuantizerConfig,
 };
+use crate::range_setting::EstimatorConfig;
 
 /// A rule as the file states it.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +25,8 @@ pub struct RuleEntry {
     pub query: QueryText,
     /// What they get; [`QuantizerSpec::None`] leaves them in float.
     pub quantizer: QuantizerSpec,
-    /// How ranges are found; `None` when the quantizer has no range to set.
-    pub estimator: Option<EstimatorEntry>,
+    /// How ranges are found, running min-max if the rule does not say; `None` when the quantizer has no range to set.
+    pub estimator: Option<EstimatorConfig>,
     /// Whether the rule may match nothing, or never win.
     pub optional: bool,
     /// How many slots the rule must match.
@@ -118,7 +119,7 @@ pub(super) fn read_rule(
             );
             None
         }
-        (Some(QuantizerSpec::Linear { .. }), None) => Some(EstimatorEntry::default()),
+        (Some(QuantizerSpec::Linear { .. }), None) => Some(EstimatorConfig::RunningMinmax),
         (_, Some(range)) => read_estimator(range, problems),
         (_, None) => None,
     };

@@ -7,6 +7,7 @@ use crate::data::{ArrayData, DataPath, Dataset, EachFile, InputType, ModelInput}
 use crate::quantization::affine::{OneSided, RangeSettings};
 use crate::quantization::quant_init::{ChannelAxis, QuantizerSpec};
 use crate::quantization::{DynamicLinearQuantizerConfig, Granularity, LinearQuantizerConfig};
+use crate::range_setting::EstimatorConfig;
 
 fn parse(text: &str) -> Result<QuantConfigFile, Error> {
     QuantConfigFile::parse(text, "w8a8.toml", Path::new("folder"))
@@ -308,7 +309,7 @@ fn quantizers() {
         let rule = quantizer(text);
         assert_eq!(rule.quantizer, expected, "{text}");
         let has_range = matches!(expected, QuantizerSpec::Linear { .. });
-        assert_eq!(rule.estimator, has_range.then(EstimatorEntry::default), "{text}");
+        assert_eq!(rule.estimator, has_range.then(EstimatorConfig::running_minmax), "{text}");
     }
 }
 
@@ -402,16 +403,10 @@ fn quantizers_that_are_refused() {
 #[test]
 fn estimators() {
     for (text, expected) in [
-        ("{ estimator = 'running_minmax' }", EstimatorEntry::RunningMinMax),
-        (
-            "{ estimator = 'smoothed_minmax', gamma = 0.1 }",
-            EstimatorEntry::SmoothedMinMax { gamma: 0.1 },
-        ),
-        ("{ estimator = 'min_error_grid' }", EstimatorEntry::MinErrorGrid { num_candidates: 100 }),
-        (
-            "{ estimator = 'percentile', percentile = 99.9 }",
-            EstimatorEntry::Percentile { percentile: 99.9 },
-        ),
+        ("{ estimator = 'running_minmax' }", EstimatorConfig::RunningMinmax),
+        ("{ estimator = 'smoothed_minmax', gamma = 0.1 }", EstimatorConfig::smoothed_minmax(0.1)),
+        ("{ estimator = 'min_error_grid' }", EstimatorConfig::min_error_grid(100)),
+        ("{ estimator = 'percentile', percentile = 99.9 }", EstimatorConfig::percentile(99.9)),
     ] {
         let rule = quantizer(&format!("{{ type = 'linear', num_bits = 8 }}\nrange = {text}"));
         assert_eq!(rule.estimator, Some(expected), "{text}");
@@ -419,21 +414,33 @@ fn estimators() {
     for (text, expected) in [
         (
             "{ estimator = 'runing_minmax' }",
-            "w8a8.toml:5:23: unknown estimator `runing_minmax` in `range`; did you mean `running_minmax`?",
+            "w8a8.toml:5:23: unknown estimator `runing_minmax`; did you mean `running_minmax`?",
         ),
+        ("'percentil'", "w8a8.toml:5:9: unknown estimator `percentil`; did you mean `percentile`?"),
         (
             "{ estimator = 'running_minmax', gamma = 1 }",
-            "w8a8.toml:5:41: unknown key `gamma` in `range`; known are `estimator`",
+            "w8a8.toml:5:41: estimator `running_minmax` has no option `gamma`; `smoothed_minmax` has",
+        ),
+        (
+            "{ estimator = 'smoothed_minmax', gama = 1 }",
+            "w8a8.toml:5:42: estimator `smoothed_minmax` has no option `gama`; did you mean `gamma`?",
         ),
         (
             "{ estimator = 'smoothed_minmax', gamma = 0 }",
-            "w8a8.toml:5:50: `gamma` must be above 0 and at most 1",
+            "w8a8.toml:5:9: gamma must be above 0 and at most 1, found 0",
+        ),
+        (
+            "{ estimator = 'min_error_grid', num_candidates = 'x' }",
+            "w8a8.toml:5:58: invalid type: string \"x\", expected usize",
         ),
         (
             "{ gamma = 0.5 }",
-            "w8a8.toml:5:9: `range` has no `estimator`; add `estimator = \"running_minmax\"`",
+            "w8a8.toml:5:9: no `estimator` is named, expected one of `running_minmax`, `smoothed_minmax`, `min_error_grid`, `percentile`",
         ),
-        ("'percentile'", "w8a8.toml:5:9: `range` must be a table, found a string"),
+        (
+            "3",
+            "w8a8.toml:5:9: invalid type: integer `3`, expected the name of an estimator, or a table with `estimator` and its options",
+        ),
     ] {
         refused_quantizer(
             &format!("{{ type = 'linear', num_bits = 8 }}\nrange = {text}"),
@@ -853,8 +860,16 @@ fn the_examples_fit_their_data() {
 /// where they are parsed; names and comments are free.
 #[test]
 fn one_letter_mistakes_in_a_rule_are_corrected() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/fashion/w8a8.toml");
-    let text = std::fs::read_to_string(path).unwrap();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    for file in ["fashion/w8a8.toml", "fashion/w4a8.toml"] {
+        let mistakes = try_slips(&std::fs::read_to_string(examples.join(file)).unwrap());
+        assert!(mistakes > 500, "{file}: {mistakes}");
+    }
+}
+
+/// Makes every slip in every word of the rules, and counts them.
+#[track_caller]
+fn try_slips(text: &str) -> usize {
     let mut mistakes = 0;
     let mut start = text.find("[[rule]]").unwrap();
     for line in text[start..].split_inclusive('\n') {
@@ -867,7 +882,7 @@ fn one_letter_mistakes_in_a_rule_are_corrected() {
             if word.starts_with(|c: char| c.is_ascii_alphabetic()) {
                 for letter in 0..word.len() {
                     for wrong in slips(word, letter) {
-                        let mut text = text.clone();
+                        let mut text = text.to_owned();
                         text.replace_range(at..at + word.len(), &wrong);
                         let error = parse(&text).err();
                         let message = error.map_or_else(String::new, |error| error.to_string());
@@ -880,7 +895,7 @@ fn one_letter_mistakes_in_a_rule_are_corrected() {
         }
         start += line.len();
     }
-    assert!(mistakes > 500, "{mistakes}");
+    mistakes
 }
 
 /// The word with one letter dropped, doubled, changed, or swapped with the next one.
