@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::error::{KernelError, KernelErrorKind, check_len};
+use crate::reduce::{add, by_halves};
 use crate::simd::{Vectorized, dispatch};
 
 /// Sums over pairs `(a, b)` of a reference and what stands for it, from which every metric follows.
@@ -179,7 +180,7 @@ impl Vectorized for Sums<'_> {
         for (i, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
             lanes.add(i, a, b);
         }
-        let total = lanes.sums.map(|lanes| lanes.iter().sum::<f64>());
+        let total = lanes.sums.map(|lanes| by_halves(lanes, add));
         let max = lanes.max.into_iter().fold(0.0, f32::max);
         let nan = lanes.nan.iter().any(|&n| n != 0);
         Difference {

@@ -188,3 +188,25 @@ fn flush<F: Fold>(fold: &F, plan: &Plan, lanes: &mut F::Lanes, accs: &mut [F::Ac
         *acc = fold.merge(*acc, fold.take_lane(lanes, lane));
     }
 }
+
+/// Reduces lanes by halves, which takes few steps and always the same ones. `N` is a power of two.
+#[inline(always)]
+pub(crate) fn by_halves<T: Copy, const N: usize>(
+    mut lanes: [T; N],
+    merge: impl Fn(T, T) -> T,
+) -> T {
+    let mut width = N / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = merge(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `a + b`, to be passed by name.
+#[inline(always)]
+pub(crate) fn add<T: std::ops::Add<Output = T>>(a: T, b: T) -> T {
+    a + b
+}

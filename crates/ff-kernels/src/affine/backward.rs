@@ -3,7 +3,7 @@
 use super::{Affine, Bounds};
 use crate::error::{KernelError, check_len};
 use crate::grid::IntegerGrid;
-use crate::reduce::{Fold, fold};
+use crate::reduce::{Fold, add, by_halves, fold};
 use crate::tiling::Tiling;
 
 /// Gradients of the parameters, one per tile (or one, if one parameter stands for all tiles).
@@ -125,7 +125,7 @@ impl Fold for Backward<'_> {
             scales[i] += f64::from(ds);
             offsets[i] += f64::from(d_o);
         }
-        Sums { scale: scales.iter().sum(), offset: offsets.iter().sum() }
+        Sums { scale: by_halves(scales, add), offset: by_halves(offsets, add) }
     }
 
     fn new_lanes(&self, len: usize) -> Self::Lanes {

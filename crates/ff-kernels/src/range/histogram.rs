@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::minmax::min_max;
 use crate::error::{KernelError, KernelErrorKind, SITES_SHOWN, check_len};
+use crate::simd::{Vectorized, dispatch};
 use crate::tiling::Tiling;
 
 /// How often values fall where, over any amount of data in bounded memory.
@@ -279,8 +280,33 @@ const CHUNK: usize = 1 << 18;
 
 /// Counts values known to lie within the bins.
 fn count_into(counts: &mut [u64], x: &[f32], per_unit: f64, first: i64) {
-    for &x in x {
-        counts[((f64::from(x) * per_unit).floor() as i64 - first) as usize] += 1;
+    let mut bins = [0i32; BLOCK];
+    for x in x.chunks(BLOCK) {
+        let bins = &mut bins[..x.len()];
+        dispatch(BinsOf { x, per_unit, first: first as f64, bins });
+        for &bin in bins.iter() {
+            counts[bin as usize] += 1;
+        }
+    }
+}
+
+/// Which bin, counted from the first, each value belongs to. Bins are at most 2^24 apart, so all
+/// differences are exact.
+struct BinsOf<'a> {
+    x: &'a [f32],
+    per_unit: f64,
+    first: f64,
+    bins: &'a mut [i32],
+}
+
+impl Vectorized for BinsOf<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (bin, &x) in self.bins.iter_mut().zip(self.x) {
+            *bin = ((f64::from(x) * self.per_unit).floor() - self.first) as i32;
+        }
     }
 }
 

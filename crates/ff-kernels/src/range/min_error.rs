@@ -8,6 +8,7 @@ use super::{OneSided, parameters_for_range};
 use crate::affine::Bounds;
 use crate::error::{KernelError, KernelErrorKind, check_len};
 use crate::grid::IntegerGrid;
+use crate::reduce::{add, by_halves};
 use crate::simd::{Vectorized, dispatch};
 use crate::tiling::{TileReader, Tiling};
 
@@ -528,7 +529,7 @@ fn squared_error(x: &[f32], step: Step, grid: Bounds) -> f32 {
             }
         }
     }
-    sums.iter().sum()
+    by_halves(sums, add)
 }
 
 #[inline(always)]

@@ -1,8 +1,8 @@
 //! Minimum and maximum per tile.
 
 use crate::error::{KernelError, KernelErrorKind, check_len};
-use crate::reduce::{Fold, fold};
-use crate::tiling::Tiling;
+use crate::reduce::{Fold, by_halves, fold};
+use crate::tiling::{Tiles, Tiling};
 
 /// Minimum and maximum per tile, as far as numbers go, and which tiles hold NaN.
 ///
@@ -38,12 +38,31 @@ pub struct MinMax {
 pub fn min_max(x: &[f32], tiling: &Tiling) -> Result<MinMax, KernelError> {
     tiling.check_input(x.len())?;
     let accs = fold(&Extremes, tiling, None, x, &mut []);
+    let nan = accs.iter().any(|acc| acc.nan);
     Ok(MinMax {
         // Adding zero makes the sign of a zero independent of the order of comparison.
         min: accs.iter().map(|a| a.min + 0.0).collect(),
         max: accs.iter().map(|a| a.max + 0.0).collect(),
-        nan_tiles: (0..accs.len()).filter(|&tile| accs[tile].nan != 0).collect(),
+        nan_tiles: if nan { nan_tiles(x, tiling) } else { Vec::new() },
     })
+}
+
+/// The tiles that hold a NaN, for data known to hold some.
+fn nan_tiles(x: &[f32], tiling: &Tiling) -> Vec<usize> {
+    let mut found = vec![false; tiling.num_tiles()];
+    let plan = tiling.plan();
+    plan.walk(0..tiling.len(), |piece| {
+        for i in 0..piece.len {
+            if x[piece.input + i * plan.stride()].is_nan() {
+                let tile = match piece.tiles {
+                    Tiles::One(tile) => tile,
+                    Tiles::Lanes { base, phase } => base + plan.lane_tile(phase + i),
+                };
+                found[tile] = true;
+            }
+        }
+    });
+    (0..found.len()).filter(|&tile| found[tile]).collect()
 }
 
 /// Twin of [`min_max`].
@@ -144,8 +163,8 @@ struct Extremes;
 struct Extreme {
     min: f32,
     max: f32,
-    /// Not zero if a NaN was met.
-    nan: u32,
+    /// Whether a NaN was met: in this tile, or in another one of the same chunk.
+    nan: bool,
 }
 
 /// Accumulators kept side by side in a segment.
@@ -153,62 +172,97 @@ const WIDTH: usize = 32;
 
 /// `a` unless `x` is smaller; NaN is not smaller.
 #[inline(always)]
-fn smaller(x: f32, a: f32) -> f32 {
+fn smaller(a: f32, x: f32) -> f32 {
     if x < a { x } else { a }
 }
 
 /// `a` unless `x` is larger; NaN is not larger.
 #[inline(always)]
-fn larger(x: f32, a: f32) -> f32 {
+fn larger(a: f32, x: f32) -> f32 {
     if x > a { x } else { a }
+}
+
+/// Accumulators of a segment, in registers.
+struct LocalLanes<const N: usize> {
+    min: [f32; N],
+    max: [f32; N],
+    /// Largest magnitude, as bits: above those of infinity if a NaN was met.
+    magnitude: [u32; N],
+}
+
+impl<const N: usize> LocalLanes<N> {
+    const EMPTY: Self =
+        LocalLanes { min: [f32::INFINITY; N], max: [f32::NEG_INFINITY; N], magnitude: [0; N] };
+
+    #[inline(always)]
+    fn add(&mut self, x: &[f32; N]) {
+        for i in 0..N {
+            self.min[i] = smaller(self.min[i], x[i]);
+            self.max[i] = larger(self.max[i], x[i]);
+            self.magnitude[i] = self.magnitude[i].max(x[i].to_bits() & 0x7fff_ffff);
+        }
+    }
+
+    #[inline(always)]
+    fn total(self) -> Extreme {
+        Extreme {
+            min: by_halves(self.min, smaller),
+            max: by_halves(self.max, larger),
+            nan: by_halves(self.magnitude, u32::max) > f32::INFINITY.to_bits(),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Lanes {
+    min: Vec<f32>,
+    max: Vec<f32>,
+    nan: bool,
 }
 
 impl Fold for Extremes {
     type Acc = Extreme;
-    type Lanes = (Vec<f32>, Vec<f32>, Vec<u32>);
+    type Lanes = Lanes;
     const HAS_OUTPUT: bool = false;
 
     fn empty(&self) -> Extreme {
-        Extreme { min: f32::INFINITY, max: f32::NEG_INFINITY, nan: 0 }
+        Extreme { min: f32::INFINITY, max: f32::NEG_INFINITY, nan: false }
     }
 
     #[inline(always)]
     fn merge(&self, a: Extreme, b: Extreme) -> Extreme {
-        Extreme { min: smaller(b.min, a.min), max: larger(b.max, a.max), nan: a.nan | b.nan }
+        Extreme { min: smaller(a.min, b.min), max: larger(a.max, b.max), nan: a.nan | b.nan }
     }
 
     #[inline(always)]
     fn segment(&self, x: &[f32], _: f32, _: f32, _: usize, _: &mut [f32]) -> Extreme {
-        let (mut min, mut max) = ([f32::INFINITY; WIDTH], [f32::NEG_INFINITY; WIDTH]);
-        let mut nan = [0u32; WIDTH];
-        let (chunks, rest) = x.as_chunks::<WIDTH>();
-        for x in chunks {
-            for i in 0..WIDTH {
-                min[i] = smaller(x[i], min[i]);
-                max[i] = larger(x[i], max[i]);
-                nan[i] |= u32::from(x[i].is_nan());
-            }
+        let (wide, rest) = x.as_chunks::<WIDTH>();
+        let (narrow, rest) = rest.as_chunks::<{ WIDTH / 2 }>();
+        let mut lanes = LocalLanes::<WIDTH>::EMPTY;
+        for x in wide {
+            lanes.add(x);
         }
-        let mut all = self.empty();
-        for i in 0..WIDTH {
-            all = self.merge(all, Extreme { min: min[i], max: max[i], nan: nan[i] });
+        let mut all = if wide.is_empty() { self.empty() } else { lanes.total() };
+        for x in narrow {
+            let mut lanes = LocalLanes::<{ WIDTH / 2 }>::EMPTY;
+            lanes.add(x);
+            all = self.merge(all, lanes.total());
         }
         for &x in rest {
-            all.min = smaller(x, all.min);
-            all.max = larger(x, all.max);
-            all.nan |= u32::from(x.is_nan());
+            // A NaN is neither smaller nor larger.
+            all = self.merge(all, Extreme { min: x, max: x, nan: x.is_nan() });
         }
         all
     }
 
-    fn new_lanes(&self, len: usize) -> Self::Lanes {
-        (vec![f32::INFINITY; len], vec![f32::NEG_INFINITY; len], vec![0; len])
+    fn new_lanes(&self, len: usize) -> Lanes {
+        Lanes { min: vec![f32::INFINITY; len], max: vec![f32::NEG_INFINITY; len], nan: false }
     }
 
     #[inline(always)]
     fn lanes(
         &self,
-        (min, max, nan): &mut Self::Lanes,
+        lanes: &mut Lanes,
         at: usize,
         x: &[f32],
         _: (&[f32], &[f32]),
@@ -216,19 +270,21 @@ impl Fold for Extremes {
         _: &mut [f32],
     ) {
         let n = x.len();
-        let (min, max, nan) = (&mut min[at..][..n], &mut max[at..][..n], &mut nan[at..][..n]);
+        let (min, max) = (&mut lanes.min[at..][..n], &mut lanes.max[at..][..n]);
+        let mut nan = false;
         for i in 0..n {
-            min[i] = smaller(x[i], min[i]);
-            max[i] = larger(x[i], max[i]);
-            nan[i] |= u32::from(x[i].is_nan());
+            min[i] = smaller(min[i], x[i]);
+            max[i] = larger(max[i], x[i]);
+            nan |= x[i].is_nan();
         }
+        lanes.nan |= nan;
     }
 
-    fn take_lane(&self, (min, max, nan): &mut Self::Lanes, at: usize) -> Extreme {
+    fn take_lane(&self, lanes: &mut Lanes, at: usize) -> Extreme {
         Extreme {
-            min: std::mem::replace(&mut min[at], f32::INFINITY),
-            max: std::mem::replace(&mut max[at], f32::NEG_INFINITY),
-            nan: std::mem::take(&mut nan[at]),
+            min: std::mem::replace(&mut lanes.min[at], f32::INFINITY),
+            max: std::mem::replace(&mut lanes.max[at], f32::NEG_INFINITY),
+            nan: lanes.nan,
         }
     }
 }

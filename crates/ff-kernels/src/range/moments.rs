@@ -1,7 +1,7 @@
 //! Sums per tile.
 
 use crate::error::KernelError;
-use crate::reduce::{Fold, fold};
+use crate::reduce::{Fold, add, by_halves, fold};
 use crate::tiling::Tiling;
 
 /// Sum and sum of squares of a tile, in f64.
@@ -107,7 +107,7 @@ impl Fold for Sums {
             sums[i] += x;
             squares[i] += x * x;
         }
-        Moments { len: 0, sum: sums.iter().sum(), sum_squared: squares.iter().sum() }
+        Moments { len: 0, sum: by_halves(sums, add), sum_squared: by_halves(squares, add) }
     }
 
     fn new_lanes(&self, len: usize) -> Self::Lanes {
