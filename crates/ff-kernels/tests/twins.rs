@@ -56,7 +56,14 @@ fn value() -> impl Strategy<Value = f32> {
 
 fn case() -> impl Strategy<Value = Case> {
     (prop::collection::vec(axis(), 0..5), any::<u8>(), any::<bool>(), 1u32..26).prop_flat_map(
-        |(axes, view, with_offset, bits)| {
+        |(mut axes, view, with_offset, bits)| {
+            // Two long axes reach every path; four would only take long.
+            let mut len = 1;
+            axes.retain(|&(n, t)| {
+                let keep = len * (n * t).max(1) <= 20_000;
+                len *= if keep { (n * t).max(1) } else { 1 };
+                keep
+            });
             let tile: Vec<usize> = axes.iter().map(|a| a.1).collect();
             let shape: Vec<usize> = axes.iter().map(|a| a.0 * a.1).collect();
             let num_tiles: usize = axes.iter().map(|a| a.0).product();
@@ -115,7 +122,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn quantize_and_dequantize(case in case()) {

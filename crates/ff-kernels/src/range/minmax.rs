@@ -196,10 +196,10 @@ impl<const N: usize> LocalLanes<N> {
 
     #[inline(always)]
     fn add(&mut self, x: &[f32; N]) {
-        for i in 0..N {
-            self.min[i] = smaller(self.min[i], x[i]);
-            self.max[i] = larger(self.max[i], x[i]);
-            self.magnitude[i] = self.magnitude[i].max(x[i].to_bits() & 0x7fff_ffff);
+        for (i, &x) in x.iter().enumerate() {
+            self.min[i] = smaller(self.min[i], x);
+            self.max[i] = larger(self.max[i], x);
+            self.magnitude[i] = self.magnitude[i].max(x.to_bits() & 0x7fff_ffff);
         }
     }
 
