@@ -21,7 +21,12 @@ pub struct Difference {
 }
 
 /// Every deliberate difference.
-pub const TABLE: &[&[Difference]] = &[crate::config::DIFFERENCES];
+pub const TABLE: &[&[Difference]] = &[
+    crate::affine::DIFFERENCES,
+    crate::config::DIFFERENCES,
+    crate::dynamic::DIFFERENCES,
+    crate::ranges::DIFFERENCES,
+];
 
 /// Judges our answer to a case: equal to the golden's (`is_equal`), or different as an entry of the table says.
 ///

@@ -7,8 +7,12 @@
 
 mod differences;
 mod golden;
+mod granularity;
 mod order;
 mod tree;
 
+mod affine;
 mod config;
+mod dynamic;
+mod ranges;
 mod tags;
