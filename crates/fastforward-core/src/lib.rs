@@ -16,6 +16,7 @@ pub mod config;
 pub mod data;
 mod error;
 pub mod files;
+pub mod metrics;
 pub mod module;
 pub mod quantization;
 pub mod range_setting;
