@@ -45,7 +45,7 @@ use std::path::Path;
 use indexmap::IndexMap;
 use toml::de::{DeTable, DeValue};
 
-pub use rule::{Expect, QueryText, RuleEntry};
+pub use rule::{QueryText, RuleEntry};
 pub use sections::{
     ActivationType, CalibrationSection, EvaluationSection, ExportSection, Metric, ModelSection,
 };

@@ -3,9 +3,9 @@
 use mpath::{Aliases, Context};
 
 use super::diagnostic::Problem;
-use super::{Expect, QuantConfigFile, QueryText, RuleEntry};
+use super::{QuantConfigFile, QueryText, RuleEntry};
 use crate::Error;
-use crate::quantization::quant_init::{self, QuantizationConfig, Rule};
+use crate::quantization::quant_init::{QuantizationConfig, Rule};
 
 impl QuantConfigFile {
     /// The rules of the file, their queries parsed with what `context` knows and the aliases of the file.
@@ -16,18 +16,29 @@ impl QuantConfigFile {
     pub fn quantization_config(&self, context: Context) -> Result<QuantizationConfig, Error> {
         let mut problems = Vec::new();
         let mut aliases = Aliases::new();
+        // What uses an alias that is wrong cannot be judged.
+        let mut wrong_aliases: Vec<&str> = Vec::new();
+        let uses_one = |error: &mpath::Error, wrong: &[&str]| {
+            let used = error.query().zip(error.span()).and_then(|(text, span)| text.get(span));
+            let used = used.unwrap_or_default().trim_start_matches('&');
+            error.kind() == mpath::ErrorKind::UnknownAlias && wrong.contains(&used)
+        };
         for alias in &self.aliases {
             let defined = context
                 .query_with(&alias.query.text, &aliases)
                 .and_then(|selector| aliases.define(&alias.name, selector));
             if let Err(error) = defined {
-                problems.push(self.mpath_problem(&alias.query, &error));
+                if !uses_one(&error, &wrong_aliases) {
+                    problems.push(self.mpath_problem(&alias.query, &error));
+                }
+                wrong_aliases.push(&alias.name);
             }
         }
         let mut rules = Vec::new();
         for entry in &self.rules {
             match context.query_with(&entry.query.text, &aliases) {
                 Ok(query) => rules.push(rule(entry, query)),
+                Err(error) if uses_one(&error, &wrong_aliases) => {}
                 Err(error) => problems.push(self.mpath_problem(&entry.query, &error)),
             }
         }
@@ -47,8 +58,14 @@ impl QuantConfigFile {
             // The error is inside an alias: the whole query is shown.
             false => 0..query.text.len(),
         };
-        let quoted: Vec<String> =
+        let mut quoted: Vec<String> =
             error.suggestions().iter().map(|one| format!("`{one}`")).collect();
+        if error.kind() == mpath::ErrorKind::UnknownAlias && quoted.is_empty() {
+            // The parser knows only the aliases that are right; the one meant may be wrong itself.
+            let used = query.text.get(span.clone()).unwrap_or("").trim_start_matches('&');
+            let names = self.aliases.iter().map(|alias| alias.name.as_str());
+            quoted.extend(mpath::suggest::nearest(used, names).map(|near| format!("`{near}`")));
+        }
         let help = match quoted.as_slice() {
             [] => String::new(),
             names => format!("did you mean {}?", names.join(" or ")),
@@ -63,10 +80,7 @@ fn rule(entry: &RuleEntry, query: mpath::Selector) -> Rule {
         source: Some(entry.source.clone()),
         priority: entry.priority,
         optional: entry.optional,
-        expect: entry.expect.map(|expect| match expect {
-            Expect::Exactly(count) => quant_init::Expect::Exactly(count),
-            Expect::AtLeast(count) => quant_init::Expect::AtLeast(count),
-        }),
+        expect: entry.expect,
         ..Rule::new(query, entry.quantizer.clone())
     }
 }

@@ -4,11 +4,11 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::estimator::render_estimator;
-use super::{ActivationType, Expect, Metric, QuantConfigFile, RuleEntry, SCHEMA_VERSION};
+use super::{ActivationType, Metric, QuantConfigFile, RuleEntry, SCHEMA_VERSION};
 use crate::data::{DataPath, DataSpec, EachFile, InputSpec, InputType};
 use crate::quantization::Granularity;
 use crate::quantization::affine::{OneSided, RangeSettings};
-use crate::quantization::quant_init::{ChannelAxis, QuantizerSpec};
+use crate::quantization::quant_init::{ChannelAxis, Expect, QuantizerSpec};
 
 impl QuantConfigFile {
     /// The configuration as canonical text: sections in a fixed order, what is left to defaults left out, paths relative
@@ -145,7 +145,8 @@ fn render_rule(rule: &RuleEntry) -> Section {
 fn render_expect(expect: Expect) -> String {
     match expect {
         Expect::Exactly(count) => count.to_string(),
-        other => quoted(&other.to_string()),
+        Expect::AtLeast(count) => quoted(&format!(">={count}")),
+        Expect::AtMost(count) => quoted(&format!("<={count}")),
     }
 }
 

@@ -1,6 +1,5 @@
 //! Rules: a query, and the quantizer that its matches get.
 
-use std::fmt;
 use std::ops::Range;
 
 use toml::de::DeValue;
@@ -9,7 +8,7 @@ use super::diagnostic::SourceText;
 use super::estimator::read_estimator;
 use super::reader::{Fields, Problems, Value, integer, integers, wrong_type};
 use crate::quantization::affine::{OneSided, RangeSettings};
-use crate::quantization::quant_init::{ChannelAxis, QuantizerSpec};
+use crate::quantization::quant_init::{ChannelAxis, Expect, QuantizerSpec};
 use crate::quantization::{
     DynamicLinearQuantizer, DynamicLinearQuantizerConfig, Granularity, LinearQuantizer,
     LinearQuantizerConfig,
@@ -50,34 +49,6 @@ pub struct QueryText {
     pub column: usize,
     /// The bytes of the file that hold it, quotes included.
     pub(super) span: Range<usize>,
-}
-
-/// How many slots a rule must match.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// `expect = 32`.
-    Exactly(usize),
-    /// `expect = ">=1"`.
-    AtLeast(usize),
-}
-
-impl Expect {
-    /// Whether this many matches are as many as expected.
-    pub fn is_met(self, matches: usize) -> bool {
-        match self {
-            Self::Exactly(count) => matches == count,
-            Self::AtLeast(count) => matches >= count,
-        }
-    }
-}
-
-impl fmt::Display for Expect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exactly(count) => write!(f, "{count}"),
-            Self::AtLeast(count) => write!(f, ">={count}"),
-        }
-    }
 }
 
 impl QueryText {
@@ -149,19 +120,17 @@ pub(super) fn read_rule(
 }
 
 fn read_expect(value: &Value<'_>, problems: &Problems) -> Option<Expect> {
-    let positive = |count: &usize| *count > 0;
     let expect = match value.get_ref() {
-        number @ DeValue::Integer(_) => integer(number)
-            .and_then(|count| usize::try_from(count).ok())
-            .filter(positive)
-            .map(Expect::Exactly),
-        DeValue::String(text) => text
-            .strip_prefix(">=")
-            .and_then(|count| count.trim().parse().ok())
-            .filter(positive)
-            .map(Expect::AtLeast),
+        number @ DeValue::Integer(_) => {
+            integer(number).and_then(|count| usize::try_from(count).ok()).map(Expect::Exactly)
+        }
+        DeValue::String(text) => text.parse().ok(),
         _ => None,
     };
+    // A count that no match at all satisfies contradicts that a rule must decide something.
+    let expect = expect.filter(|expect| {
+        !matches!(expect, Expect::Exactly(0) | Expect::AtLeast(0) | Expect::AtMost(0))
+    });
     if expect.is_none() {
         problems.add(
             value.span(),

@@ -5,7 +5,7 @@ use expect_test::{Expect as Expected, expect};
 use super::*;
 use crate::data::{ArrayData, DataPath, Dataset, EachFile, InputType, ModelInput};
 use crate::quantization::affine::{OneSided, RangeSettings};
-use crate::quantization::quant_init::{ChannelAxis, QuantizerSpec};
+use crate::quantization::quant_init::{ChannelAxis, Expect, QuantizerSpec, default_context};
 use crate::quantization::{DynamicLinearQuantizerConfig, Granularity, LinearQuantizerConfig};
 use crate::range_setting::EstimatorConfig;
 
@@ -800,6 +800,66 @@ fn an_error_in_a_query_points_into_the_file() {
         3 | query = "**\u002F[cls:Covn]"
           |         ^^^^^^^^^^^^^^^^^^^^ did you mean `Conv`?"#]]
     .assert_eq(&error.to_string());
+}
+
+#[test]
+fn every_query_that_does_not_parse_is_shown_in_the_file() {
+    let text = r#"schema_version = 1
+[aliases]
+compute = "[cls:Covn]"
+inner = "&compute/x"
+[[rule]]
+query = "**/&compute/[quantizer:parameter/weight]"
+quantizer = "none"
+[[rule]]
+query = "**/[quantzer:parameter/weight]"
+quantizer = "none"
+[[rule]]
+query = "**/&compte"
+quantizer = "none"
+[[rule]]
+query = "head/[cls:Conv"
+quantizer = "none"
+"#;
+    let module = mpath::Class::define("Module", "config::tests::Module", &[]);
+    let mut context = default_context();
+    context.register_class("Conv", mpath::Class::define("Conv", "config::tests::Conv", &[module]));
+    let error = parse(text).unwrap().quantization_config(context).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    expect![[r#"
+        4 problems in w8a8.toml:
+
+        w8a8.toml:3:17: in the query: unknown class `Covn`
+          |
+        3 | compute = "[cls:Covn]"
+          |                 ^^^^ did you mean `Conv`?
+
+        w8a8.toml:9:14: in the query: `quantzer` is not a known extension
+          |
+        9 | query = "**/[quantzer:parameter/weight]"
+          |              ^^^^^^^^ did you mean `quantizer`?
+
+        w8a8.toml:12:14: in the query: `compte` is not a known alias
+           |
+        12 | query = "**/&compte"
+           |              ^^^^^^ did you mean `compute`?
+
+        w8a8.toml:15:15: in the query: unclosed `[`, expected `]`
+           |
+        15 | query = "head/[cls:Conv"
+           |               ^"#]]
+    .assert_eq(&error.to_string());
+}
+
+#[test]
+fn rules_become_rules_of_the_library() {
+    let config = parse(WHOLE).unwrap().quantization_config(default_context()).unwrap();
+    let [weights, head] = config.rules() else { panic!("{config:?}") };
+    assert_eq!(weights.query.to_string(), "**/[quantizer:parameter/weight]");
+    assert_eq!(weights.label(), "`weights` (w8a8.toml:41)");
+    assert_eq!((weights.expect, weights.priority), (Some(Expect::AtLeast(1)), 1));
+    assert_eq!((head.optional, head.priority), (true, 7));
+    assert_eq!(head.factory.spec(), Some(&QuantizerSpec::None));
 }
 
 #[test]
