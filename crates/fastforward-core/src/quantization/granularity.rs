@@ -118,7 +118,7 @@ impl Granularity {
         let ragged: Vec<String> = (0..tile.len())
             .filter(|&axis| {
                 tile[axis] == 0 && data_shape[axis] != 0
-                    || tile[axis] != 0 && data_shape[axis] % tile[axis] != 0
+                    || tile[axis] != 0 && !data_shape[axis].is_multiple_of(tile[axis])
             })
             .map(|axis| {
                 format!("{} does not divide {} on axis {axis}", tile[axis], data_shape[axis])
@@ -136,7 +136,7 @@ impl Granularity {
         Ok(data_shape
             .iter()
             .zip(&tile)
-            .map(|(&extent, &size)| if size == 0 { 1 } else { extent / size })
+            .map(|(&extent, &size)| extent.checked_div(size).unwrap_or(1))
             .product())
     }
 
