@@ -236,12 +236,14 @@ impl Engine {
 
     /// How many of `outputs` to compute in one run.
     fn group_len(&self, outputs: &[&str], max_bytes: usize) -> usize {
-        /// Values of unknown size are computed this many at a time.
+        /// Before any size is known, this many values are computed at a time.
         const UNKNOWN_GROUP: usize = 8;
         let Ok(seen) = self.seen_bytes.lock() else {
             return 1;
         };
-        let guess = max_bytes / UNKNOWN_GROUP;
+        // Later values are seldom larger than the largest one so far.
+        let largest = seen.values().copied().max();
+        let guess = largest.unwrap_or(max_bytes / UNKNOWN_GROUP).max(1);
         let mut total = 0usize;
         let fits = outputs.iter().take_while(|name| {
             total = total.saturating_add(seen.get(**name).copied().unwrap_or(guess));

@@ -1,12 +1,16 @@
 //! `QuantizeLinear` and `DequantizeLinear` as ONNX defines them, for every type
 //! and layout.
 //!
-//! The convention differs from the one of `ff-kernels` (spec §4.2): the zero
-//! point is added after rounding, so ties are decided before it,
+//! The arithmetic on integers is that of `ff-kernels`; this module knows the
+//! operators' shapes, types and attributes, and the narrow floats. The
+//! convention differs from the quantizers' (spec §4.2): the zero point is added
+//! after rounding, so ties are decided before it,
 //! `y = saturate(round_half_even(x / scale) + zero_point)`.
 
+use std::borrow::Cow;
 use std::path::Path;
 
+use ff_kernels::{KernelError, LinearParameters, Tiling, dynamic_linear_parameters, min_max};
 use half::{bf16, f16};
 
 use crate::dtype::DType;
@@ -30,6 +34,7 @@ use crate::tensor::n_elements;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
+    shape: Vec<usize>,
     /// Elements of the tensor.
     len: usize,
     /// Number of scales.
@@ -42,6 +47,8 @@ pub struct Layout {
     n_blocks: usize,
     /// Neighbours along the axis that share a scale.
     block_len: usize,
+    /// The axis, where not all elements share one scale.
+    axis: Option<usize>,
     /// Whether each position beside the axis has scales of its own.
     is_blocked: bool,
 }
@@ -66,12 +73,14 @@ impl Layout {
         }
         if block_size == 0 && n_scales == 1 && scale_shape.len() <= 1 {
             let per_tensor = Self {
+                shape: shape.to_vec(),
                 len,
                 n_scales,
                 inner: len.max(1),
                 axis_len: 1,
                 n_blocks: 1,
                 block_len: 1,
+                axis: None,
                 is_blocked: false,
             };
             return Ok(per_tensor);
@@ -90,12 +99,14 @@ impl Layout {
                 ));
             }
             return Ok(Self {
+                shape: shape.to_vec(),
                 len,
                 n_scales,
                 inner,
                 axis_len,
                 n_blocks: axis_len,
                 block_len: 1,
+                axis: Some(axis),
                 is_blocked: false,
             });
         }
@@ -109,7 +120,17 @@ impl Layout {
                  along axis {axis} of shape {shape:?}"
             ));
         }
-        Ok(Self { len, n_scales, inner, axis_len, n_blocks, block_len, is_blocked: true })
+        Ok(Self {
+            shape: shape.to_vec(),
+            len,
+            n_scales,
+            inner,
+            axis_len,
+            n_blocks,
+            block_len,
+            axis: Some(axis),
+            is_blocked: true,
+        })
     }
 
     /// The number of elements.
@@ -137,31 +158,54 @@ impl Layout {
         (outer * self.n_blocks + block) * self.inner + position % self.inner
     }
 
-    fn check(&self, n_values: usize, scale: &[f32], zero_point: Option<usize>) -> Result<()> {
+    /// The tiles of this layout; each element its own where the last block is partial.
+    fn tiling(&self) -> Result<Tiling, KernelError> {
+        let Some(axis) = self.axis else {
+            return Tiling::whole(&self.shape);
+        };
+        let mut tile = if self.is_blocked { vec![1; self.shape.len()] } else { self.shape.clone() };
+        tile[axis] = if self.has_partial_block() { 1 } else { self.block_len.min(self.axis_len) };
+        Tiling::new(&self.shape, &tile)
+    }
+
+    fn has_partial_block(&self) -> bool {
+        self.block_len < self.axis_len && !self.axis_len.is_multiple_of(self.block_len)
+    }
+
+    /// One value for each tile of [`Layout::tiling`].
+    fn per_tile<'v, T: Copy>(&self, values: &'v [T]) -> Cow<'v, [T]> {
+        if self.has_partial_block() && values.len() == self.n_scales {
+            (0..self.len).map(|position| values[self.scale_of(position)]).collect()
+        } else {
+            Cow::Borrowed(values)
+        }
+    }
+
+    fn check(&self, n_values: usize, n_scales: usize) -> Result<()> {
         let wrong = |what: &str, found: usize, expected: usize| {
             Err(Error::new(ErrorKind::Input, format!("{found} {what}, expected {expected}")))
         };
-        if n_values != self.len {
-            return wrong("elements", n_values, self.len);
-        }
-        if scale.len() != self.n_scales {
-            return wrong("scales", scale.len(), self.n_scales);
-        }
-        match zero_point {
-            Some(found) if found != self.n_scales => wrong("zero points", found, self.n_scales),
+        match (n_values == self.len, n_scales == self.n_scales) {
+            (false, _) => wrong("elements", n_values, self.len),
+            (_, false) => wrong("scales", n_scales, self.n_scales),
             _ => Ok(()),
         }
     }
 }
 
+fn kernel(error: KernelError) -> Error {
+    Error::new(ErrorKind::Input, error.to_string()).caused_by(error)
+}
+
 /// Quantizes to the integers of `dtype`:
 /// `y = saturate(round_half_even(x / scale) + zero_point)`.
 ///
-/// NaN becomes the zero point, infinities saturate. `zero_point` is 0 where it
-/// is not given.
+/// Infinities saturate. `zero_point` is 0 where it is not given.
 ///
 /// # Errors
-/// `Input` when lengths do not fit the layout, or `dtype` is no integer type.
+/// `Input` when lengths do not fit the layout, `dtype` is no integer type of at
+/// most 32 bits, a scale is not positive and finite, a zero point is no code of
+/// `dtype`, or `x` holds NaN.
 ///
 /// ```
 /// use fastforward_onnx::{dtype::DType, qdq::{Layout, quantize_linear}};
@@ -175,70 +219,70 @@ pub fn quantize_linear(
     x: &[f32],
     layout: &Layout,
     scale: &[f32],
-    zero_point: Option<&[i64]>,
+    zero_point: Option<&[i32]>,
     dtype: DType,
-) -> Result<Vec<i64>> {
-    quantize_with(x, layout, scale, zero_point, dtype, |x, scale| x / scale)
-}
-
-fn quantize_with(
-    x: &[f32],
-    layout: &Layout,
-    scale: &[f32],
-    zero_point: Option<&[i64]>,
-    dtype: DType,
-    divide: impl Fn(f32, f32) -> f32,
-) -> Result<Vec<i64>> {
-    layout.check(x.len(), scale, zero_point.map(<[i64]>::len))?;
-    let (low, high) = dtype.int_range().ok_or_else(|| {
+) -> Result<Vec<i32>> {
+    layout.check(x.len(), scale.len())?;
+    let bounds = dtype
+        .int_range()
+        .and_then(|(low, high)| Some((i32::try_from(low).ok()?, i32::try_from(high).ok()?)));
+    let bounds = bounds.ok_or_else(|| {
         Error::new(ErrorKind::Input, format!("{dtype} has no integers to quantize to"))
     })?;
-    let code = |(position, &x): (usize, &f32)| {
-        let tile = layout.scale_of(position);
-        let zero_point = zero_point.map_or(0, |zero_points| zero_points[tile]);
-        // The cast saturates and takes NaN to 0.
-        let steps = divide(x, scale[tile]).round_ties_even() as i64;
-        steps.saturating_add(zero_point).clamp(low, high)
-    };
-    Ok(x.iter().enumerate().map(code).collect())
+    let (scale, zero_point) = (layout.per_tile(scale), zero_point.map(|z| layout.per_tile(z)));
+    let parameters = LinearParameters { scale: &scale, zero_point: zero_point.as_deref() };
+    let mut codes = vec![0; x.len()];
+    let tiling = layout.tiling().map_err(kernel)?;
+    ff_kernels::quantize_linear(x, &tiling, parameters, bounds, &mut codes).map_err(kernel)?;
+    Ok(codes)
 }
 
 /// Dequantizes integers: `x = (y - zero_point) · scale`.
 ///
+/// Scales may be anything: files hold zero for channels without a weight.
+///
 /// # Errors
-/// `Input` when lengths do not fit the layout.
+/// `Input` when lengths do not fit the layout, or a zero point lies beyond 2^24.
 pub fn dequantize_linear(
-    codes: &[i64],
+    codes: &[i32],
     layout: &Layout,
     scale: &[f32],
-    zero_point: Option<&[i64]>,
+    zero_point: Option<&[i32]>,
 ) -> Result<Vec<f32>> {
-    layout.check(codes.len(), scale, zero_point.map(<[i64]>::len))?;
-    let value = |(position, &code): (usize, &i64)| {
-        let tile = layout.scale_of(position);
-        let zero_point = zero_point.map_or(0, |zero_points| zero_points[tile]);
-        code.saturating_sub(zero_point) as f32 * scale[tile]
-    };
-    Ok(codes.iter().enumerate().map(value).collect())
+    layout.check(codes.len(), scale.len())?;
+    // The kernel wants steps; what is none is multiplied afterwards, which is the same product.
+    let is_step = |scale: f32| scale > 0.0 && scale.is_finite();
+    let steps: Vec<f32> = scale.iter().map(|&s| if is_step(s) { s } else { 1.0 }).collect();
+    let (tile_steps, zero_point) =
+        (layout.per_tile(&steps), zero_point.map(|z| layout.per_tile(z)));
+    let parameters = LinearParameters { scale: &tile_steps, zero_point: zero_point.as_deref() };
+    let mut values = vec![0.0; codes.len()];
+    let tiling = layout.tiling().map_err(kernel)?;
+    ff_kernels::dequantize_linear(codes, &tiling, parameters, &mut values).map_err(kernel)?;
+    if steps != scale {
+        for (position, value) in values.iter_mut().enumerate() {
+            let scale = scale[layout.scale_of(position)];
+            if !is_step(scale) {
+                *value *= scale;
+            }
+        }
+    }
+    Ok(values)
 }
 
 /// What `DynamicQuantizeLinear` computes: codes, scale, zero point.
 ///
 /// The range is widened to hold zero; `scale = (max - min) / 255`,
 /// `zero_point = saturate(round(-min / scale))`, codes as [`quantize_linear`]
-/// to `uint8`. A tensor without a range (all zero, or empty) has scale 1.
+/// to `uint8`. A tensor of zeros has scale 1.
 ///
 /// # Errors
-/// None in practice; the layout is per tensor.
-pub fn dynamic_quantize_linear(x: &[f32]) -> Result<(Vec<i64>, f32, i64)> {
-    let low = x.iter().copied().fold(0.0, f32::min);
-    let high = x.iter().copied().fold(0.0, f32::max);
-    let scale = match (high - low) / 255.0 {
-        0.0 => 1.0,
-        scale => scale,
-    };
-    let zero_point = ((0.0 - low) / scale).round_ties_even().clamp(0.0, 255.0) as i64;
+/// `Input` for an empty tensor, and for NaN and infinities.
+pub fn dynamic_quantize_linear(x: &[f32]) -> Result<(Vec<i32>, f32, i32)> {
     let layout = Layout::new(&[x.len()], &[], 0, 0)?;
+    let range = min_max(x, &layout.tiling().map_err(kernel)?).map_err(kernel)?;
+    let (scale, zero_point) = dynamic_linear_parameters(&range).map_err(kernel)?;
+    let zero_point = i32::from(zero_point);
     let codes = quantize_linear(x, &layout, &[scale], Some(&[zero_point]), DType::U8)?;
     Ok((codes, scale, zero_point))
 }
@@ -306,7 +350,7 @@ struct Operands<'a> {
     layout: Layout,
     scale: Vec<f32>,
     scale_dtype: DType,
-    zero_point: Option<(DType, Vec<i64>)>,
+    zero_point: Option<(DType, Vec<i32>)>,
     folder: Option<&'a Path>,
 }
 
@@ -344,7 +388,7 @@ impl<'a> Operands<'a> {
                     ));
                 }
                 let values = if dtype.is_int() {
-                    data::to_i64(tensor, folder)?
+                    codes(tensor, folder)?
                 } else {
                     let values = data::to_f32(tensor, folder)?;
                     if values.iter().any(|&value| value != 0.0) {
@@ -377,8 +421,8 @@ impl<'a> Operands<'a> {
         let zero_point = self.zero_point.as_ref().map(|(_, values)| values.as_slice());
         let name = node.output.first().map_or("", String::as_str);
 
-        let codes = if let Some(format) = MiniFloat::of(dtype) {
-            self.layout.check(x.len(), &self.scale, zero_point.map(<[i64]>::len))?;
+        let codes: Vec<i64> = if let Some(format) = MiniFloat::of(dtype) {
+            self.layout.check(x.len(), self.scale.len())?;
             let saturate = node.int_or("saturate", 1) != 0;
             // The zero point of a narrow float is 0; adding it takes the sign from
             // -0, as the reference evaluator does for the types below 8 bits.
@@ -391,7 +435,21 @@ impl<'a> Operands<'a> {
             };
             x.iter().enumerate().map(code).collect()
         } else if dtype.is_int() && dtype.bits() <= 16 {
-            quantize_with(&x, &self.layout, &self.scale, zero_point, dtype, divide)?
+            {
+                // What is not divided in single precision is divided here, and then by one.
+                let (x, scale) = match precision {
+                    DType::F32 | DType::F8E8M0 => (x, self.scale),
+                    _ => {
+                        let divided = |(position, &x): (usize, &f32)| {
+                            divide(x, self.scale[self.layout.scale_of(position)])
+                        };
+                        let x = x.iter().enumerate().map(divided).collect();
+                        (x, vec![1.0; self.layout.n_scales()])
+                    }
+                };
+                let codes = quantize_linear(&x, &self.layout, &scale, zero_point, dtype)?;
+                codes.into_iter().map(i64::from).collect()
+            }
         } else {
             return Err(unsupported("output", dtype));
         };
@@ -409,11 +467,11 @@ impl<'a> Operands<'a> {
         }
         let zero_point = self.zero_point.as_ref().map(|(_, values)| values.as_slice());
         let values = if self.x_dtype.is_int() && self.x_dtype.bits() <= 32 {
-            let codes = data::to_i64(self.x, self.folder)?;
+            let codes = codes(self.x, self.folder)?;
             dequantize_linear(&codes, &self.layout, &self.scale, zero_point)?
         } else if self.x_dtype.is_minifloat() {
             let values = data::to_f32(self.x, self.folder)?;
-            self.layout.check(values.len(), &self.scale, None)?;
+            self.layout.check(values.len(), self.scale.len())?;
             let scaled = |(position, value): (usize, f32)| {
                 value * self.scale[self.layout.scale_of(position)]
             };
@@ -432,6 +490,16 @@ impl<'a> Operands<'a> {
     }
 }
 
+/// Integers of at most 32 bits.
+fn codes(tensor: &TensorProto, folder: Option<&Path>) -> Result<Vec<i32>> {
+    let wide = data::to_i64(tensor, folder)?;
+    let narrow: Vec<i32> = wide.iter().filter_map(|&code| i32::try_from(code).ok()).collect();
+    if narrow.len() != wide.len() {
+        return Err(Error::new(ErrorKind::Unsupported, "integers beyond 32 bits with a sign"));
+    }
+    Ok(narrow)
+}
+
 /// The function that rounds to a type of the division, or `None` for others.
 fn rounding(dtype: DType) -> Option<fn(f32) -> f32> {
     match dtype {
@@ -444,4 +512,79 @@ fn rounding(dtype: DType) -> Option<fn(f32) -> f32> {
 
 fn unsupported(what: &str, dtype: DType) -> Error {
     Error::new(ErrorKind::Unsupported, format!("{what} of type {dtype} is not supported"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Constant, tensor_from_codes, tensor_from_f32};
+    use crate::proto::{attribute_int, node};
+
+    #[test]
+    fn scales_that_are_no_step_are_dequantized_and_refused_for_quantizing() {
+        let layout = Layout::new(&[3, 2], &[3], 0, 0).unwrap();
+        let scale = [0.0, -0.5, 2.0];
+        let y = dequantize_linear(&[1, 2, 3, 4, 5, 6], &layout, &scale, Some(&[0, 1, 0])).unwrap();
+        assert_eq!(y, [0.0, 0.0, -1.0, -1.5, 10.0, 12.0]);
+        let error = quantize_linear(&[0.0; 6], &layout, &scale, None, DType::I8).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Input);
+    }
+
+    #[test]
+    fn a_partial_last_block_has_its_own_scale() {
+        let layout = Layout::new(&[2, 5], &[2, 3], 1, 2).unwrap();
+        let scale = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
+        let zero_point = [0, 0, 1, 0, 0, 2];
+        let y = dequantize_linear(&[1; 10], &layout, &scale, Some(&zero_point)).unwrap();
+        assert_eq!(y, [1.0, 1.0, 2.0, 2.0, 0.0, 8.0, 8.0, 16.0, 16.0, -32.0]);
+        let codes = quantize_linear(&y, &layout, &scale, Some(&zero_point), DType::I4).unwrap();
+        assert_eq!(codes, [1; 10]);
+    }
+
+    #[test]
+    fn shapes_that_contradict_each_other_are_refused() {
+        for (shape, scale_shape, axis, block_size) in [
+            (&[2, 3][..], &[3][..], 0, 0),
+            (&[2, 3], &[2], 2, 0),
+            (&[2, 3], &[2], -3, 0),
+            (&[2, 3], &[2, 2], 1, 0),
+            (&[2, 3], &[2, 3], 1, 2),
+            (&[2, 3], &[2], 1, -1),
+        ] {
+            let error = Layout::new(shape, scale_shape, axis, block_size).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidGraph, "{shape:?} {scale_shape:?}");
+        }
+    }
+
+    /// 1027 / 2 is 513.5; `bfloat16` has 8 bits, and 1024 for 1027.
+    #[test]
+    fn the_division_has_the_precision_that_is_asked_for() {
+        let x = tensor_from_f32("x", &[], &[1027.0]);
+        let scale = tensor_from_f32("s", &[], &[2.0]);
+        let code = |precision: Option<DType>| {
+            let mut quantize = node("QuantizeLinear", "q", &["x", "s"], &["y"]);
+            quantize.attribute.push(attribute_int("output_dtype", DType::I16.to_onnx().into()));
+            if let Some(dtype) = precision {
+                quantize.attribute.push(attribute_int("precision", dtype.to_onnx().into()));
+            }
+            let y = evaluate(&quantize, &[Some(&x), Some(&scale)], None).unwrap();
+            Constant::of(&y).to_i64().unwrap()[0]
+        };
+        assert_eq!(code(None), 514); // halves to even
+        assert_eq!(code(Some(DType::F16)), 514);
+        assert_eq!(code(Some(DType::BF16)), 512);
+    }
+
+    #[test]
+    fn contradicting_operands_name_the_node() {
+        let x = tensor_from_f32("x", &[], &[1.0]);
+        let zero = tensor_from_codes("z", DType::I8, &[], &[0i32]).unwrap();
+        let mut quantize = node("QuantizeLinear", "q", &["x", "s", "z"], &["y"]);
+        quantize.attribute.push(attribute_int("output_dtype", DType::U8.to_onnx().into()));
+        let error = evaluate(&quantize, &[Some(&x), Some(&x), Some(&zero)], None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "in operator `QuantizeLinear` (node `q`): `output_dtype` is uint8, but the zero point is int8"
+        );
+    }
 }

@@ -163,16 +163,17 @@ pub fn tensor_from_i64(name: &str, shape: &[usize], values: &[i64]) -> TensorPro
 /// assert_eq!(tensor.raw_data().as_ref(), [0x78, 0x01]);
 /// # Ok::<(), fastforward_onnx::Error>(())
 /// ```
-pub fn tensor_from_codes(
+pub fn tensor_from_codes<C: Copy + Into<i64>>(
     name: &str,
     dtype: DType,
     shape: &[usize],
-    codes: &[i64],
+    codes: &[C],
 ) -> Result<TensorProto> {
     let wrong = |problem: String| Error::new(ErrorKind::Input, problem);
     let (low, high) = dtype
         .int_range()
         .ok_or_else(|| wrong(format!("codes of `{name}` cannot be stored as {dtype}")))?;
+    let codes: Vec<i64> = codes.iter().map(|&code| code.into()).collect();
     if let Some(code) = codes.iter().find(|&&code| code < low || code > high) {
         return Err(wrong(format!(
             "code {code} of `{name}` does not fit {dtype}, {low} to {high}"
@@ -184,7 +185,7 @@ pub fn tensor_from_codes(
             codes.len()
         )));
     }
-    Ok(raw_tensor(name, dtype, shape, pack_codes(dtype, codes).into()))
+    Ok(raw_tensor(name, dtype, shape, pack_codes(dtype, &codes).into()))
 }
 
 /// A tensor message around packed bytes.
