@@ -24,6 +24,7 @@ pub struct Difference {
 pub const TABLE: &[&[Difference]] = &[
     crate::affine::DIFFERENCES,
     crate::config::DIFFERENCES,
+    crate::estimators::DIFFERENCES,
     crate::dynamic::DIFFERENCES,
     crate::ranges::DIFFERENCES,
 ];

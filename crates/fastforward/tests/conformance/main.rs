@@ -15,5 +15,6 @@ mod tree;
 mod affine;
 mod config;
 mod dynamic;
+mod estimators;
 mod ranges;
 mod tags;

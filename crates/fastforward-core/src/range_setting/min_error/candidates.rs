@@ -168,7 +168,7 @@ fn reference(first: &TileRanges, symmetric: bool, n: usize, margins: Margins) ->
     candidates
 }
 
-/// `n` evenly spaced numbers from `start` to `end`, counted from the nearer end as `torch.linspace` does.
+/// `n` evenly spaced numbers from `start` to `end`, counted from the nearer end and rounded once, as `torch.linspace` does.
 fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     if n == 1 {
         return vec![start];
@@ -176,8 +176,8 @@ fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     let step = (end - start) / (n - 1) as f32;
     (0..n)
         .map(|at| match at < n / 2 {
-            true => start + step * at as f32,
-            false => end - step * (n - 1 - at) as f32,
+            true => step.mul_add(at as f32, start),
+            false => (-step).mul_add((n - 1 - at) as f32, end),
         })
         .collect()
 }
