@@ -5,3 +5,8 @@
 extern crate self as fastforward;
 
 pub use fastforward_core::*;
+
+/// The examples of the README run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
