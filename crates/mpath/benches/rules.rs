@@ -173,7 +173,7 @@ fn bare(bencher: divan::Bencher<'_, '_>) {
     });
 }
 
-#[divan::bench(args = [1, 5, 20])]
+#[divan::bench(args = [0, 1, 5, 20])]
 fn rules_in_one_walk(bencher: divan::Bencher<'_, '_>, rules: usize) {
     let tree = Tree::transformer(MODULES);
     let context = context();

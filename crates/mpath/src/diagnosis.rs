@@ -71,7 +71,7 @@ pub fn diagnose<N: Node>(selector: &Selector, root: N) -> Result<Option<Diagnosi
     }
     if let Some(prefix) = &prefix {
         QuerySet::new([prefix])?
-            .walk_matches(root, |visit| nearby.look_at(visit.path.full_name(), visit.node))?;
+            .walk_matches(root, |visit| nearby.look_at(&visit.path.full_name(), visit.node))?;
     }
     Ok(Some(nearby.into_diagnosis(selector, alive)))
 }

@@ -18,16 +18,25 @@ impl FastHasher {
     }
 }
 
+/// The first eight bytes as a number.
+fn word_at(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or(0, |&word| u64::from_le_bytes(word))
+}
+
 impl Hasher for FastHasher {
     fn write(&mut self, bytes: &[u8]) {
+        // Words of eight bytes, the last of which may overlap the one before; fewer bytes are put in one word.
+        let len = bytes.len();
         let mut words = bytes.chunks_exact(8);
         for word in &mut words {
-            self.add(word.iter().rev().fold(0, |acc, &byte| acc << 8 | u64::from(byte)));
+            self.add(word_at(word));
         }
-        let rest = words.remainder();
-        if !rest.is_empty() {
-            self.add(rest.iter().rev().fold(0, |acc, &byte| acc << 8 | u64::from(byte)));
+        match words.remainder() {
+            [] => {}
+            _ if len >= 8 => self.add(word_at(&bytes[len - 8..])),
+            rest => self.add(rest.iter().fold(0, |word, &byte| word << 8 | u64::from(byte))),
         }
+        self.add(len as u64);
     }
 
     fn write_u8(&mut self, value: u8) {

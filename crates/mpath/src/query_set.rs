@@ -3,6 +3,8 @@
 mod matcher;
 mod walk;
 
+use std::ops::Range;
+
 use crate::automaton::Automaton;
 use crate::{Error, FilterResult, Node, Selector};
 
@@ -33,7 +35,7 @@ use walk::Walk;
 /// let queries = [context.query("**/x")?, context.query("a/*")?];
 /// let mut found = Vec::new();
 /// QuerySet::new(&queries)?.walk(tree, |visit| {
-///     found.push((visit.path.full_name().to_owned(), visit.matches.to_vec()));
+///     found.push((visit.path.full_name(), visit.matches.to_vec()));
 /// })?;
 /// let expected: [(&str, &[u32]); 5] =
 ///     [("a", &[]), ("a.x", &[0, 1]), ("a.y", &[1]), ("b", &[]), ("b.x", &[0])];
@@ -57,13 +59,12 @@ pub struct Visit<'w, N> {
     pub matches: &'w [u32],
 }
 
-/// The names from the root to a node.
+/// The names from the root to a node, joined only when asked for.
 #[derive(Clone, Copy)]
 pub struct Path<'w> {
-    /// The names joined by dots.
-    joined: &'w str,
-    /// Where each name begins in `joined`.
-    starts: &'w [usize],
+    names: &'w str,
+    /// Where among `names` those of the path are.
+    path: &'w [Range<usize>],
 }
 
 impl QuerySet {
@@ -126,34 +127,48 @@ impl<N: Copy> Visit<'_, N> {
 
 impl<'w> Path<'w> {
     /// The names, joined by dots.
-    pub fn full_name(&self) -> &'w str {
-        self.joined
+    pub fn full_name(&self) -> String {
+        let mut joined = String::new();
+        self.write_full_name(&mut joined);
+        joined
+    }
+
+    /// Appends the names, joined by dots, to a buffer.
+    pub fn write_full_name(&self, buffer: &mut String) {
+        for (i, name) in self.names().enumerate() {
+            if i > 0 {
+                buffer.push('.');
+            }
+            buffer.push_str(name);
+        }
     }
 
     /// The name of the node in its parent.
     pub fn name(&self) -> &'w str {
-        self.starts.last().map_or("", |&start| &self.joined[start..])
+        self.path.last().map_or("", |range| &self.names[range.clone()])
     }
 
     /// The number of names.
     pub fn depth(&self) -> usize {
-        self.starts.len()
+        self.path.len()
     }
 
     /// The names, that of the node last.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &'w str> + use<'w> {
-        let Path { joined, starts } = *self;
-        (0..starts.len()).map(move |i| match starts.get(i + 1) {
-            // A dot stands before each but the first.
-            Some(next) => &joined[starts[i]..next - 1],
-            None => &joined[starts[i]..],
-        })
+        let Path { names, path } = *self;
+        path.iter().map(move |range| &names[range.clone()])
     }
 }
 
 impl std::fmt::Display for Path<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.joined)
+        for (i, name) in self.names().enumerate() {
+            if i > 0 {
+                f.write_str(".")?;
+            }
+            f.write_str(name)?;
+        }
+        Ok(())
     }
 }
 

@@ -143,7 +143,7 @@ fn cycles() {
     assert_eq!(names, ["a", "a.b", "a.b.c"]);
     let mut visited = Vec::new();
     let queries = QuerySet::new([&Selector::root()]).unwrap();
-    queries.walk(tree.root(), |visit| visited.push(visit.path.full_name().to_owned())).unwrap();
+    queries.walk(tree.root(), |visit| visited.push(visit.path.full_name())).unwrap();
     assert_eq!(visited, ["a", "a.b", "a.b.c", "a.b.up", "a.b.self"]);
 }
 

@@ -181,7 +181,7 @@ proptest! {
             let mut matched = BTreeSet::new();
             QuerySet::new([selector]).unwrap().walk_matches(tree.root(), |visit| {
                 assert_eq!(visit.matches, [0]);
-                matched.insert(visit.path.full_name().to_owned());
+                matched.insert(visit.path.full_name());
             }).unwrap();
             prop_assert_eq!(&matched, &expected_names);
             let diagnosis = mpath::diagnose(selector, tree.root()).unwrap();

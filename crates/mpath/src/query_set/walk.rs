@@ -19,9 +19,8 @@ pub(super) struct Walk<'a, N> {
     children: Vec<Child<N>>,
     /// Their names.
     names: String,
-    /// The names on the path, joined by dots, and where each begins.
-    joined: String,
-    starts: Vec<usize>,
+    /// Where among these the names on the path are.
+    path: Vec<Range<usize>>,
 }
 
 /// A node on the path whose children are being visited.
@@ -50,8 +49,7 @@ impl<'a, N: Node> Walk<'a, N> {
             sets: Vec::new(),
             children: Vec::new(),
             names: String::new(),
-            joined: String::new(),
-            starts: Vec::new(),
+            path: Vec::new(),
         }
     }
 
@@ -71,41 +69,30 @@ impl<'a, N: Node> Walk<'a, N> {
                 self.names.truncate(frame.names_before);
                 self.frames.pop();
                 self.sets.pop();
-                self.leave();
+                self.path.pop();
                 continue;
             };
             visited += 1;
             if visited > MAX_NODES {
                 return Err(too_many_nodes());
             }
-            let Child { node, identity, name } = self.children[index].clone();
-            let name = &self.names[name];
+            let Child { node, identity, name: range } = self.children[index].clone();
+            let name = &self.names[range.clone()];
             if self.frames.len() > MAX_DEPTH {
                 return Err(too_deep(name));
             }
             let (next, matches) = self.matcher.step(&mut self.sets, name, &node);
-            if !self.starts.is_empty() {
-                self.joined.push('.');
-            }
-            self.starts.push(self.joined.len());
-            self.joined.push_str(name);
+            self.path.push(range);
             let matches = self.matcher.matches(matches);
             if !only_matches || !matches.is_empty() {
-                let path = Path { joined: &self.joined, starts: &self.starts };
+                let path = Path { names: &self.names, path: &self.path };
                 visit(&Visit { path, node, parent, matches });
             }
             if (only_matches && next == DEAD) || !self.descend(node, identity, next) {
-                self.leave();
+                self.path.pop();
             }
         }
         Ok(())
-    }
-
-    /// Takes the last name off the path.
-    fn leave(&mut self) {
-        if let Some(start) = self.starts.pop() {
-            self.joined.truncate(start.saturating_sub(1));
-        }
     }
 
     /// Goes on with the children of a node; false if it has none, or stands below itself.
