@@ -305,7 +305,9 @@ pub fn why<N: Node>(selector: &Selector, root: N, path: &str) -> Result<Why, Err
     let farthest = |positions: &[bool]| positions.iter().rposition(|&reached| reached);
     let verdict = match positions.iter().position(|reached| farthest(reached).is_none()) {
         Some(after) => {
-            let matched = farthest(&positions[after - 1]).unwrap_or(0);
+            // A `**` may have taken the whole path; what the step had to match then is its last name.
+            let before = &positions[after - 1];
+            let matched = farthest(&before[..chain.len()]).unwrap_or(chain.len());
             let step = Step::new(selector, after - 1);
             Verdict::StepFails { step, matched, next: chain.name(matched).map(str::to_owned) }
         }
@@ -340,9 +342,9 @@ pub enum Verdict {
     StepFails {
         /// The step.
         step: Step,
-        /// How many names of the path the steps before can match at most.
+        /// How many names of the path the steps before can match at most, leaving one to this step if possible.
         matched: usize,
-        /// The name that the step does not match; `None` if the path ends there.
+        /// The name that the step does not match; `None` if the steps before need the whole path.
         next: Option<String>,
     },
     /// The query matches the beginning of the path and ends there.

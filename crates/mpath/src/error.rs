@@ -18,7 +18,7 @@ use crate::suggest;
 ///     **/[clas:Linear]
 ///         ^^^^
 /// error: `clas` is not a known extension
-/// help: did you mean `class`?");
+/// help: did you mean `class` or `cls`?");
 /// ```
 pub struct Error(Box<Inner>);
 

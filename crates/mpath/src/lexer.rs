@@ -16,7 +16,7 @@ pub(crate) struct Token {
 pub(crate) enum TokenKind {
     /// One of `[ ] { } : , ~ & / \ *`, or any other character that has no meaning.
     Char(char),
-    /// A run of decimal digits.
+    /// A run of decimal digits, the first one ASCII.
     Digits,
     /// A Unicode identifier.
     Identifier,
@@ -50,7 +50,7 @@ impl<'t> Lexer<'t> {
             return Token { kind: TokenKind::End, span: start..start };
         };
         let (kind, len) = match first {
-            '0'..='9' => (TokenKind::Digits, run(trimmed, |c| c.is_ascii_digit())),
+            '0'..='9' => (TokenKind::Digits, run(trimmed, is_digit)),
             '"' => match self.closing_quote(start) {
                 Some(end) => (TokenKind::Quoted, end - start),
                 None => (TokenKind::Char('"'), 1),
@@ -103,6 +103,11 @@ fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
+/// Decimal digits of any script: numerals that may go on, but not begin, an identifier.
+fn is_digit(c: char) -> bool {
+    c.is_numeric() && is_xid_continue(c) && !is_xid_start(c)
+}
+
 /// The length in bytes of the first character and those after it that satisfy the condition.
 fn run(text: &str, condition: impl Fn(char) -> bool) -> usize {
     text.char_indices().skip(1).find(|&(_, c)| !condition(c)).map_or(text.len(), |(i, _)| i)
@@ -130,7 +135,10 @@ mod tests {
     fn names_digits_and_signs() {
         check("/layer1/_a/héllo/12a", &["/", "layer1", "/", "_a", "/", "héllo", "/", "12", "a"]);
         check(" a\u{a0}b\n* *", &["a", "b", "*", "*"]);
-        check("a²", &["a", "²"]);
+        check(
+            "a²/1²/1\u{663}/\u{663}",
+            &["a", "²", "/", "1", "²", "/", "1\u{663}", "/", "\u{663}"],
+        );
     }
 
     #[test]
