@@ -42,6 +42,10 @@ pub enum ErrorKind {
     Input,
     /// The engine failed while it computed.
     Execution,
+    /// A quantizer has no range, does not fit its data, or cannot be written where it stands.
+    Quantizer,
+    /// A written file does not compute what it should.
+    Verification,
 }
 
 impl Error {

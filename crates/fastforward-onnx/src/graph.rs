@@ -23,6 +23,7 @@ mod index;
 mod save;
 
 pub(crate) use check::describe as check_describe;
+pub(crate) use constant::constants_of;
 pub(crate) use index::{captured_names, defined_names};
 
 /// Tensor messages decoded and made.

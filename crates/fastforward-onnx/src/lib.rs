@@ -36,6 +36,20 @@ pub mod engine;
 
 pub mod lower;
 
+pub mod tree;
+
+pub mod calibrate;
+
+pub mod simulate;
+
+pub mod export;
+
+pub mod verify;
+
+pub mod compare;
+
+pub mod opset;
+
 pub mod rewrite;
 
 pub mod shapes;
@@ -47,6 +61,10 @@ pub mod tensor;
 pub mod dtype;
 
 mod minifloat;
+
+mod placement;
+
+mod edit;
 
 pub mod proto;
 

@@ -6,7 +6,7 @@ mod context;
 mod dtypes;
 mod roles;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use fastforward_core::module::{Module, Parameter, Visitor, VisitorMut};
@@ -88,6 +88,19 @@ impl Tree {
     pub fn set_sites(&self) -> impl Iterator<Item = &Site> {
         self.sites.iter().filter(|site| !site.slot.is_stub())
     }
+
+    /// The first site of each slot that holds a quantizer: what calibration observes.
+    pub fn set_slots(&self) -> impl Iterator<Item = &Site> {
+        let mut seen = HashSet::new();
+        self.set_sites().filter(move |site| seen.insert(site.slot.id()))
+    }
+
+    /// The classes that occur in the tree, in the order in which they first do.
+    pub fn classes(&self) -> Vec<Class> {
+        let mut classes = Vec::new();
+        self.root.collect_classes(&mut BTreeSet::new(), &mut classes);
+        classes
+    }
 }
 
 impl fmt::Debug for Tree {
@@ -122,11 +135,13 @@ impl GraphModule {
         Self { class, children: Vec::new(), modules: HashMap::new() }
     }
 
-    fn for_each_class(&self, visit: &mut dyn FnMut(Class)) {
-        visit(self.class);
+    fn collect_classes(&self, found: &mut BTreeSet<&'static str>, classes: &mut Vec<Class>) {
+        if found.insert(self.class.path()) {
+            classes.push(self.class);
+        }
         for (_, child) in &self.children {
             if let Child::Module(module) = child {
-                module.for_each_class(visit);
+                module.collect_classes(found, classes);
             }
         }
     }

@@ -240,7 +240,7 @@ pub(crate) fn pack_codes(dtype: DType, codes: &[i64]) -> Vec<u8> {
     }
 }
 
-pub(super) fn constants_of<'m>(
+pub(crate) fn constants_of<'m>(
     graph: &'m GraphProto,
     folder: Option<&'m Path>,
 ) -> impl Iterator<Item = Constant<'m>> {

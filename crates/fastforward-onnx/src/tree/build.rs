@@ -83,7 +83,10 @@ impl Builder<'_> {
             let id = NodeId { graph: nested.to_vec(), index: position };
             let context = NodeContext { graph, index: &index, scope: &scope, dtypes: &known };
             self.node(node, &id, &path, &context);
-            for (attribute, inner) in node.subgraphs() {
+            for attribute in &node.attribute {
+                // An attribute with a list of graphs exists in no standard operator.
+                let Some(inner) = &attribute.g else { continue };
+                let attribute = attribute.name();
                 let mut inner_path = path.clone();
                 inner_path.push(attribute.to_owned());
                 let mut inner_nested = nested.to_vec();
@@ -196,10 +199,13 @@ impl NodeContext<'_> {
                 role => role,
             };
             // Scalars, such as the exponent or the limits of a clip, are settings rather than data.
-            let is_scalar = self.constant(value).is_some_and(|(_, info)| {
-                info.shape.iter().product::<usize>() <= 1 && role != Some(Role::Weight)
-            });
-            if let Some(role) = role.filter(|&role| !is_scalar && (is_constant || in_main_graph || role != Role::Input)) {
+            let is_scalar = role == Some(Role::Constant)
+                && self
+                    .constant(value)
+                    .is_some_and(|(_, info)| info.shape.iter().product::<usize>() <= 1);
+            if let Some(role) = role
+                .filter(|&role| !is_scalar && (is_constant || in_main_graph || role != Role::Input))
+            {
                 operands.push(Operand { role, position, value: value.clone() });
             }
         }
@@ -325,7 +331,11 @@ fn unique_path(
 }
 
 /// The module at `path`, made with the scopes on the way to it where they are missing.
-fn descend<'t>(root: &'t mut GraphModule, path: &[String], class: mpath::Class) -> &'t mut GraphModule {
+fn descend<'t>(
+    root: &'t mut GraphModule,
+    path: &[String],
+    class: mpath::Class,
+) -> &'t mut GraphModule {
     let mut module = root;
     for (depth, name) in path.iter().enumerate() {
         let at = match module.modules.get(name) {
@@ -402,7 +412,7 @@ mod tests {
                 proto::node("Relu", "", &["c"], &["d"]),
                 proto::node("Reshape", "r", &["d", "s"], &["e"]),
             ],
-            &[("w", &[4, 3]), ("b", &[3])],
+            &[("w", &[4, 3]), ("b", &[3]), ("s", &[1])],
         ));
         let outline = Outline::new(tree.root()).to_string();
         assert_eq!(
@@ -425,10 +435,14 @@ Graph
     input_quantizer: QuantizerStub #activation/input #after/add #before/relu
     output_quantizer: QuantizerStub #activation/output #after/relu #before/reshape
   r: Reshape
+    s: float32 [1]
 "
         );
         let weight = &tree.sites()[1];
-        assert_eq!((weight.name.as_str(), weight.channel_axis), ("enc.query.MatMul.weight_quantizer", Some(1)));
+        assert_eq!(
+            (weight.name.as_str(), weight.channel_axis),
+            ("enc.query.MatMul.weight_quantizer", Some(1))
+        );
     }
 
     #[test]

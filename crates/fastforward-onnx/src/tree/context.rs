@@ -14,7 +14,7 @@ impl Tree {
         for (name, class) in classes::names() {
             context.register_class(&name, class);
         }
-        self.root.for_each_class(&mut |class| {
+        for class in self.classes() {
             for class in [class].iter().chain(class.ancestors()) {
                 for name in [class.path(), class.name()] {
                     if context.class(name).is_none() {
@@ -22,7 +22,7 @@ impl Tree {
                     }
                 }
             }
-        });
+        }
         context
     }
 }

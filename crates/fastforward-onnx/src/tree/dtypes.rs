@@ -22,14 +22,20 @@ pub(super) fn infer(graph: &GraphProto, known: &mut HashMap<String, DType>) {
     }
 }
 
-fn output_dtype(node: &NodeProto, position: usize, known: &HashMap<String, DType>) -> Option<DType> {
+fn output_dtype(
+    node: &NodeProto,
+    position: usize,
+    known: &HashMap<String, DType>,
+) -> Option<DType> {
     let input = |at: usize| node.input_at(at).and_then(|name| known.get(name)).copied();
     let stated = |name: &str| {
         let number = node.find_attribute(name).map(AttributeProto::i)?;
         DType::from_onnx(i32::try_from(number).ok()?).ok()
     };
     match node.op_type() {
-        "Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero" | "NonMaxSuppression" => Some(DType::I64),
+        "Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero" | "NonMaxSuppression" => {
+            Some(DType::I64)
+        }
         "TopK" | "Unique" if position > 0 => Some(DType::I64),
         "MaxPool" if position == 1 => Some(DType::I64),
         "Dropout" if position == 1 => Some(DType::Bool),
@@ -49,7 +55,8 @@ fn output_dtype(node: &NodeProto, position: usize, known: &HashMap<String, DType
         "MatMulInteger" | "ConvInteger" => Some(DType::I32),
         "QLinearConv" | "QLinearMatMul" => input(7).or(input(1)),
         "OneHot" => input(2),
-        "If" | "Loop" | "Scan" | "Optional" | "OptionalGetElement" | "SequenceAt" | "StringNormalizer" => None,
+        "If" | "Loop" | "Scan" | "Optional" | "OptionalGetElement" | "SequenceAt"
+        | "StringNormalizer" => None,
         // An operator of another domain keeps what it does to itself.
         _ if !matches!(node.domain(), "" | "ai.onnx") => None,
         _ => input(0),

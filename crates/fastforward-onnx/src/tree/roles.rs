@@ -48,8 +48,7 @@ const WEIGHT: Option<OperandRole> =
 /// A weight if constant; computed weights are left alone.
 const ONLY_WEIGHT: Option<OperandRole> =
     Some(OperandRole { computed: None, constant: Some(Role::Weight) });
-const BIAS: Option<OperandRole> =
-    Some(OperandRole { computed: None, constant: Some(Role::Bias) });
+const BIAS: Option<OperandRole> = Some(OperandRole { computed: None, constant: Some(Role::Bias) });
 /// Data that is quantized only where it is computed.
 const ACTIVATION: Option<OperandRole> =
     Some(OperandRole { computed: Some(Role::Input), constant: None });
@@ -68,7 +67,9 @@ pub(super) fn roles(node: &NodeProto) -> Option<OpRoles> {
         "Conv" | "ConvTranspose" => op(&[ACTIVATION, ONLY_WEIGHT, BIAS], true),
         "Gemm" => op(&[ACTIVATION, WEIGHT, BIAS], true),
         "MatMul" => op(&[WEIGHT, WEIGHT], true),
-        "LayerNormalization" | "GroupNormalization" | "InstanceNormalization"
+        "LayerNormalization"
+        | "GroupNormalization"
+        | "InstanceNormalization"
         | "RMSNormalization" => op(&[ACTIVATION, ONLY_WEIGHT, BIAS], true),
         // The statistics are not quantized: fold the normalization, or leave it in float.
         "BatchNormalization" => op(&[ACTIVATION], true),

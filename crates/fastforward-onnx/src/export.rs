@@ -1,0 +1,331 @@
+//! The graph with its quantizers written as `QuantizeLinear` and `DequantizeLinear`.
+
+mod layout;
+mod storage;
+mod summary;
+
+use crate::dtype::DType;
+use crate::edit::{Edits, Names};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Model, tensor_from_codes, tensor_from_f32};
+use crate::opset;
+use crate::placement::{Coded, Grid, PlacedActivation, PlacedConstant, place};
+use crate::proto::{attribute_int, node};
+use crate::simulate::{Wiring, remove_replaced, wire_activations};
+use crate::tree::Tree;
+
+use layout::Written;
+pub use storage::Signedness;
+use storage::Storage;
+pub use summary::{ExportSummary, OpsetChange, SizeChange, WrittenActivation, WrittenConstant};
+
+/// How to write quantizers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// The codes of activations: `uint8` is what x86 kernels want, `int8` what most accelerators do.
+    pub activations: Signedness,
+    /// The codes of weights.
+    pub weights: Signedness,
+    /// The newest operator set that the target knows. Weights of 2 and 4 bits are then stored in the narrowest type it
+    /// has; what it cannot hold at all is an error.
+    pub max_opset: i64,
+}
+
+impl Default for ExportOptions {
+    /// Unsigned activations, signed weights, any operator set.
+    fn default() -> Self {
+        Self {
+            activations: Signedness::Unsigned,
+            weights: Signedness::Signed,
+            max_opset: opset::MAX_TARGET,
+        }
+    }
+}
+
+/// A quantized model, ready to be [saved](Model::save), and what stands in it.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// The model.
+    pub model: Model,
+    /// What was written where, and why.
+    pub summary: ExportSummary,
+}
+
+/// Writes the quantizers of `tree` into a copy of `model`, whose tree it is.
+///
+/// A constant becomes an integer initializer and a `DequantizeLinear`; an activation a `QuantizeLinear` and a
+/// `DequantizeLinear`; a bias between a quantized input and a quantized weight `int32` codes at the product of their
+/// scales. The zero point is `-round(offset)`, and `2^(b-1)` more where codes are unsigned.
+///
+/// - Nothing that exists is renamed. New values are called `<value>_quantized`, `<value>_dequantized`, `<value>_scale`
+///   and `<value>_zero_point`, with a number where that is taken. A quantized value that the graph returns keeps its
+///   name, and its producer writes `<value>_unquantized`.
+/// - Inputs of several nodes with the same parameters share a pair, and an input with the very parameters of its
+///   producer's output adds none.
+/// - Constants that nothing reads any more are removed.
+/// - Codes of 2, 4, 8 and 16 bits have types of their own. Weights of other widths go into the next wider one.
+/// - The operator set is the lowest that suffices: 10 per tensor, 13 per axis, 21 for blocks and for 4 and 16 bits, 25
+///   for 2 bits; the model is brought there by [`opset::upgrade`].
+///
+/// One tensor is held in float at a time.
+///
+/// # Errors
+/// `Quantizer` naming each site whose quantizer has no range, has a zero point that its type does not hold, or has a
+/// width or tiles that ONNX cannot express where it stands; `Unsupported` naming each node that cannot be brought to the
+/// operator set that is needed, and what needs it.
+pub fn export(model: &Model, tree: &Tree, options: &ExportOptions) -> Result<Exported> {
+    let placement = place(model, tree)?;
+    let mut writer = Writer {
+        options,
+        names: Names::of(model.graph()),
+        edits: Edits::default(),
+        needs: Vec::new(),
+        constants: Vec::new(),
+        activations: Vec::new(),
+        problems: Vec::new(),
+    };
+    for placed in &placement.constants {
+        if let Err(error) = writer.constant(placed) {
+            writer.problems.extend(error.problems().iter().cloned());
+        }
+    }
+    wire_activations(model, &placement.activations, "_dequantized", &mut writer);
+    if !writer.problems.is_empty() {
+        return Err(Error::many(ErrorKind::Quantizer, writer.problems));
+    }
+
+    let mut written = model.clone();
+    writer.edits.apply(written.graph_mut());
+    remove_replaced(&mut written, &placement);
+    let opset = raise_opset(&mut written, writer.needs)?;
+    written.check()?;
+    let summary = ExportSummary {
+        size: SizeChange::between(model, &written),
+        constants: writer.constants,
+        activations: writer.activations,
+        biases: placement.biases,
+        opset,
+    };
+    Ok(Exported { model: written, summary })
+}
+
+/// Brings the model to the highest of the operator sets that sites need.
+fn raise_opset(model: &mut Model, needs: Vec<(i64, String)>) -> Result<OpsetChange> {
+    let before = model.opset("").unwrap_or(1);
+    let after = needs.iter().map(|(version, _)| *version).fold(before, i64::max);
+    let reasons: Vec<String> = needs
+        .into_iter()
+        .filter(|(version, _)| *version == after && after > before)
+        .map(|(_, reason)| reason)
+        .collect();
+    let rewritten = opset::upgrade(model, after).map_err(|error| match reasons.first() {
+        Some(reason) => error.within(format_args!("operator set {after}, needed for {reason}")),
+        None => error,
+    })?;
+    Ok(OpsetChange { before, after, reasons, rewritten })
+}
+
+struct Writer<'o> {
+    options: &'o ExportOptions,
+    names: Names,
+    edits: Edits,
+    /// Operator sets that are needed, and for what.
+    needs: Vec<(i64, String)>,
+    constants: Vec<WrittenConstant>,
+    activations: Vec<WrittenActivation>,
+    problems: Vec<String>,
+}
+
+impl Writer<'_> {
+    fn constant(&mut self, placed: &PlacedConstant<'_>) -> Result<()> {
+        let coded = placed.coded()?;
+        let written = Written::of(&coded);
+        let storage = match &placed.grid {
+            Grid::Bias { .. } => Storage::bias(),
+            Grid::Quantizer(_) => Storage::of_weight(coded.num_bits, self.options, placed.place())?,
+        };
+        let is_blocked = written.block_size != 0;
+        self.need(storage.dtype, written.axis.is_some(), is_blocked, placed.place())?;
+        let zero_points = storage.zero_points(&coded.offset, placed.place())?;
+        let zero_points: Vec<i64> = written.spread(&zero_points);
+        let scale: Vec<f32> = written.spread(&coded.scale);
+        let Coded { shape, codes, num_bits, .. } = coded;
+        let codes: Vec<i64> = codes.into_iter().map(|code| code + storage.shift).collect();
+
+        let value = placed.constant.name();
+        let [codes_name, scale_name, zero_name, target] =
+            ["quantized", "scale", "zero_point", "dequantized"]
+                .map(|what| self.names.fresh(&format!("{value}_{what}")));
+        // Zero points of blocks take room, and 0 is what a missing one means. int32 has none.
+        let has_zero_point = storage.dtype != DType::I32
+            && (!is_blocked || zero_points.iter().any(|&zero_point| zero_point != 0));
+        let edits = self.edits.graph(&placed.owner);
+        edits.add_initializer(tensor_from_codes(&codes_name, storage.dtype, &shape, &codes)?);
+        drop(codes);
+        edits.add_initializer(tensor_from_f32(&scale_name, &written.shape, &scale));
+        let mut inputs = vec![codes_name.as_str(), &scale_name];
+        if has_zero_point {
+            let tensor =
+                tensor_from_codes(&zero_name, storage.dtype, &written.shape, &zero_points)?;
+            edits.add_initializer(tensor);
+            inputs.push(&zero_name);
+        }
+        let node_name = self.names.fresh(&format!("{value}_DequantizeLinear"));
+        let mut dequantize = node("DequantizeLinear", &node_name, &inputs, &[&target]);
+        if let Some(axis) = written.axis {
+            dequantize.attribute.push(attribute_int("axis", axis as i64));
+        }
+        if is_blocked {
+            dequantize.attribute.push(attribute_int("block_size", written.block_size as i64));
+        }
+        edits.insert(placed.first_reader(), dequantize);
+        for reader in &placed.readers {
+            let edits = self.edits.graph(&reader.node.graph);
+            edits.set_input(reader.node.index, reader.position, &target);
+        }
+        self.constants.push(WrittenConstant {
+            sites: placed.sites.clone(),
+            value: value.to_owned(),
+            role: summary::role_name(placed.role),
+            graph: placed.owner.clone(),
+            codes: codes_name,
+            scale: scale_name,
+            zero_point: has_zero_point.then_some(zero_name),
+            dequantized: target,
+            dtype: storage.dtype.name(),
+            bits: num_bits,
+            scales: scale.len(),
+            axis: written.axis,
+            block_size: written.block_size,
+        });
+        Ok(())
+    }
+
+    fn activation(
+        &mut self,
+        activation: &PlacedActivation,
+        source: &str,
+        target: &str,
+        position: usize,
+    ) -> Result<()> {
+        let place = activation.sites[0].as_str();
+        let parameters = &activation.parameters;
+        let storage = Storage::of_activation(parameters.num_bits, self.options, place)?;
+        self.need(storage.dtype, activation.axis.is_some(), false, place)?;
+        let offsets: Vec<f32> =
+            (0..parameters.scale.len()).map(|tile| parameters.rounded_offset(tile)).collect();
+        let zero_points = storage.zero_points(&offsets, place)?;
+        let shape: &[usize] =
+            if activation.axis.is_some() { &[parameters.scale.len()] } else { &[] };
+
+        let value = activation.value.as_str();
+        let [codes, scale, zero_point] = ["quantized", "scale", "zero_point"]
+            .map(|what| self.names.fresh(&format!("{value}_{what}")));
+        let mut source = source.to_owned();
+        if parameters.narrow_range {
+            source = self.clip(activation, &source, position)?;
+        }
+        let edits = self.edits.graph(&[]);
+        edits.add_initializer(tensor_from_f32(&scale, shape, &parameters.scale));
+        edits.add_initializer(tensor_from_codes(&zero_point, storage.dtype, shape, &zero_points)?);
+        for (op, from, to) in
+            [("QuantizeLinear", &*source, &*codes), ("DequantizeLinear", &codes, target)]
+        {
+            let name = self.names.fresh(&format!("{value}_{op}"));
+            let mut made = node(op, &name, &[from, &scale, &zero_point], &[to]);
+            if let Some(axis) = activation.axis {
+                made.attribute.push(attribute_int("axis", axis as i64));
+            }
+            self.edits.graph(&[]).insert(position, made);
+        }
+        self.activations.push(WrittenActivation {
+            sites: activation.sites.clone(),
+            value: value.to_owned(),
+            source,
+            codes,
+            scale,
+            zero_point,
+            dequantized: target.to_owned(),
+            dtype: storage.dtype.name(),
+            bits: parameters.num_bits,
+            scales: parameters.scale.len(),
+            axis: activation.axis,
+        });
+        Ok(())
+    }
+
+    /// Keeps a narrow grid narrow: `QuantizeLinear` saturates where its type ends, one code below.
+    fn clip(
+        &mut self,
+        activation: &PlacedActivation,
+        source: &str,
+        position: usize,
+    ) -> Result<String> {
+        let parameters = &activation.parameters;
+        if activation.axis.is_some() {
+            return Err(Error::new(
+                ErrorKind::Quantizer,
+                format!(
+                    "`{}`: a narrow range per channel cannot be written for an activation; use \
+                     `narrow_range = false`, or per tensor",
+                    activation.sites[0]
+                ),
+            ));
+        }
+        let value = activation.value.as_str();
+        let bound = |code: i64| (code as f32 + parameters.rounded_offset(0)) * parameters.scale[0];
+        let [low, high, clipped, name] = ["_clip_min", "_clip_max", "_clipped", "_Clip"]
+            .map(|what| self.names.fresh(&format!("{value}{what}")));
+        let edits = self.edits.graph(&[]);
+        edits.add_initializer(tensor_from_f32(&low, &[], &[bound(parameters.lo())]));
+        edits.add_initializer(tensor_from_f32(&high, &[], &[bound(parameters.hi())]));
+        edits.insert(position, node("Clip", &name, &[source, &low, &high], &[&clipped]));
+        self.needs.push((11, format!("the narrow range of `{}`", activation.sites[0])));
+        Ok(clipped)
+    }
+
+    /// Notes the operator set that a pair needs.
+    fn need(&mut self, dtype: DType, per_axis: bool, blocked: bool, place: &str) -> Result<()> {
+        let (version, what) = match dtype {
+            DType::I2 | DType::U2 => (25, "2-bit codes"),
+            DType::I4 | DType::U4 => (21, "4-bit codes"),
+            DType::I16 | DType::U16 => (21, "16-bit codes"),
+            _ if blocked => (21, "blocks"),
+            _ if per_axis => (13, "parameters per channel"),
+            _ => (10, "quantized values"),
+        };
+        if version > self.options.max_opset {
+            return Err(Error::new(
+                ErrorKind::Quantizer,
+                format!(
+                    "`{place}`: {what} need operator set {version}, the target knows {} at most",
+                    self.options.max_opset
+                ),
+            ));
+        }
+        self.needs.push((version, format!("{what} of `{place}`")));
+        Ok(())
+    }
+}
+
+impl Wiring for Writer<'_> {
+    fn quantize(
+        &mut self,
+        activation: &PlacedActivation,
+        source: &str,
+        target: &str,
+        position: usize,
+    ) {
+        if let Err(error) = self.activation(activation, source, target, position) {
+            self.problems.extend(error.problems().iter().cloned());
+        }
+    }
+
+    fn edits(&mut self) -> &mut Edits {
+        &mut self.edits
+    }
+
+    fn names(&mut self) -> &mut Names {
+        &mut self.names
+    }
+}
