@@ -26,6 +26,7 @@ pub const TABLE: &[&[Difference]] = &[
     crate::config::DIFFERENCES,
     crate::estimators::DIFFERENCES,
     crate::dynamic::DIFFERENCES,
+    crate::mpath::DIFFERENCES,
     crate::ranges::DIFFERENCES,
 ];
 

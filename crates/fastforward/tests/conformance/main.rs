@@ -16,5 +16,6 @@ mod affine;
 mod config;
 mod dynamic;
 mod estimators;
+mod mpath;
 mod ranges;
 mod tags;

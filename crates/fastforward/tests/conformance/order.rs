@@ -2,8 +2,9 @@
 //!
 //! The trees were written with sorted keys, but the answers were computed on trees whose children had an order of their
 //! own. The answers show it: `final` (family `config`) lists slots in tree order, and where one step of a search matches
-//! several children of a node they stand in order. Queries that end in their only `**` match all children of a node in
-//! one step, so they decide; other answers fill the gaps.
+//! several children of a node they stand in order, while of results deeper in the subtrees of two children those of the
+//! later child stand first (spec §1.10). Queries that end in their only `**` match all children of a node in one step, so
+//! they decide; other answers fill the gaps, those to groups, which take several steps on one node, last.
 
 use std::collections::HashMap;
 
@@ -21,12 +22,15 @@ pub fn ordered_trees(file: &Value) -> Value {
         let votes = votes.entry(case["tree"].as_str().expect("a tree")).or_default();
         if let Some(slots) = case["final"].as_object() {
             let names: Vec<&str> = slots.keys().map(String::as_str).collect();
-            vote(&with_ancestors(&names), CERTAIN, votes);
+            vote_siblings(&with_ancestors(&names), CERTAIN, votes);
         }
         if let (Some(query), Some(names)) = (case["query"].as_str(), case.get("ok")) {
-            let decides =
-                query.ends_with("**") && query.matches("**").count() == 1 && !query.contains('{');
-            vote(&texts(names), if decides { CERTAIN } else { 1 }, votes);
+            let weight = match query.matches("**").count() {
+                _ if query.contains('{') => 1,
+                1 if query.ends_with("**") => CERTAIN,
+                _ => LIKELY,
+            };
+            vote_results(&texts(names), weight, votes);
         }
     }
     let none = Votes::new();
@@ -37,7 +41,8 @@ pub fn ordered_trees(file: &Value) -> Value {
     Value::Object(sorted.collect())
 }
 
-const CERTAIN: u64 = 1000;
+const CERTAIN: u64 = 1 << 40;
+const LIKELY: u64 = 1 << 20;
 
 /// Names in tree order, each preceded by those of its ancestors that did not stand there before.
 fn with_ancestors<'n>(names: &[&'n str]) -> Vec<&'n str> {
@@ -48,7 +53,8 @@ fn with_ancestors<'n>(names: &[&'n str]) -> Vec<&'n str> {
     levels.filter(|level| seen.insert(*level)).collect()
 }
 
-fn vote(names: &[&str], weight: u64, votes: &mut Votes) {
+/// Votes by names in tree order.
+fn vote_siblings(names: &[&str], weight: u64, votes: &mut Votes) {
     let parent = |name: &str| name.rfind('.').map_or(0, |dot| dot + 1);
     let mut siblings: HashMap<&str, Vec<&str>> = HashMap::new();
     for &name in names {
@@ -60,17 +66,43 @@ fn vote(names: &[&str], weight: u64, votes: &mut Votes) {
     }
 }
 
+/// Votes by names in the order of results.
+fn vote_results(names: &[&str], weight: u64, votes: &mut Votes) {
+    for (i, first) in names.iter().enumerate() {
+        for second in &names[i + 1..] {
+            let parts = first.split('.').zip(second.split('.'));
+            let same: usize = parts.take_while(|(a, b)| a == b).map(|(a, _)| a.len() + 1).sum();
+            if same > first.len() || same > second.len() {
+                continue;
+            }
+            // The children of their last common ancestor, and whether something lies below them.
+            let child = |name: &str| match name[same..].find('.') {
+                Some(len) => (name[..same + len].to_owned(), true),
+                None => (name.to_owned(), false),
+            };
+            let pair = match (child(first), child(second)) {
+                ((first, false), (second, false)) => (first, second),
+                ((first, true), (second, true)) => (second, first),
+                _ => continue,
+            };
+            *votes.entry(pair).or_default() += weight;
+        }
+    }
+}
+
 fn sorted(node: &Value, path: &str, votes: &Votes) -> Value {
     let children = node["children"].as_object().expect("children");
     let full =
         |name: &String| if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
     let count = |a: &String, b: &String| votes.get(&(full(a), full(b))).copied().unwrap_or(0);
-    let mut names: Vec<&String> = children.keys().collect();
-    let all = names.clone();
-    // How many siblings stand before a child; where nothing is known the order of the file stays.
-    names.sort_by_key(|name| {
-        all.iter().filter(|other| count(other, name) > count(name, other)).count()
-    });
+    let precedes = |a: &String, b: &String| count(a, b) > count(b, a);
+    let mut left: Vec<&String> = children.keys().collect();
+    let mut names: Vec<&String> = Vec::new();
+    while !left.is_empty() {
+        // The first before which nothing has to stand; where nothing is known the order of the file stays.
+        let first = left.iter().position(|name| !left.iter().any(|other| precedes(other, name)));
+        names.push(left.remove(first.unwrap_or(0)));
+    }
     let children: Map<String, Value> = names
         .into_iter()
         .map(|name| (name.clone(), sorted(&children[name], &full(name), votes)))
