@@ -12,6 +12,7 @@
 //! | `QuantizeLinear` | `Div`, `Round`, `Add` (zero point), `Clip` |
 //! | `DequantizeLinear` | `Sub` (zero point), `Mul` |
 //! | `QLinearConv`, `QLinearMatMul` | `DequantizeLinear` of the operands, `Conv` or `MatMul`, `QuantizeLinear` |
+//! | `ConvInteger`, `MatMulInteger` | `Cast`, `Sub` (zero point), `Conv` or `MatMul`, `Cast`, without rounding |
 //! | `Constant` nodes | initializers |
 //! | `float16`, `bfloat16`, `float64` constants | `float32` |
 //! | `Dropout` | `Identity` |
@@ -41,6 +42,7 @@ use crate::proto::{
 };
 use crate::qdq;
 
+mod integer_product;
 mod quantize;
 
 /// A graph that the engine can execute; see the [module](self).
@@ -170,74 +172,18 @@ impl Lowering<'_> {
                 node.input.truncate(1);
                 node.attribute.clear();
             }
-            "Conv" | "ConvInteger" | "ConvTranspose" => {
+            "ConvInteger" | "MatMulInteger" if matches!(node.domain(), "" | "ai.onnx") => {
+                return self.integer_product(node, scope);
+            }
+            "Conv" | "ConvTranspose" => {
                 if let Some(weight) = node.input_at(1).map(str::to_owned) {
                     state_kernel_shape(&mut node, &weight, scope);
-                }
-                if node.op_type() == "ConvInteger" {
-                    self.pad_with_zero_point(&mut node, scope)?;
                 }
             }
             _ => {}
         }
-        if matches!(node.op_type(), "ConvInteger" | "MatMulInteger") {
-            self.scalar_zero_points(&mut node, scope);
-        }
         self.spread_codes(&node, scope);
         scope.nodes.push(node);
-        Ok(())
-    }
-
-    /// A single zero point may be a vector of one; the engine wants a scalar.
-    fn scalar_zero_points(&mut self, node: &mut NodeProto, scope: &mut Scope<'_>) {
-        for position in 2..node.input.len() {
-            let Some(name) = node.input_at(position) else { continue };
-            let dims: Option<Vec<usize>> = match scope.constant(name) {
-                Some(tensor) => Some(tensor.dims.iter().map(|&dim| dim as usize).collect()),
-                None => scope.infos.get(name).and_then(ValueInfo::fixed_shape),
-            };
-            if dims.is_none_or(|dims| dims.is_empty() || dims.iter().product::<usize>() != 1) {
-                continue;
-            }
-            let [shape, scalar] = std::array::from_fn(|_| self.names.fresh(node.label()));
-            scope.constants.insert(shape.clone(), tensor_from_i64(&shape, &[0], &[]));
-            scope.nodes.push(proto::node("Reshape", node.label(), &[name, &shape], &[&scalar]));
-            node.input[position] = scalar;
-        }
-    }
-
-    /// Pads the input of a `ConvInteger` by a node of its own: the padding must
-    /// have the value of the zero point, which the engine's operator ignores.
-    fn pad_with_zero_point(&mut self, node: &mut NodeProto, scope: &mut Scope<'_>) -> Result<()> {
-        let (Some(x), Some(zero_point)) = (node.input_at(0), node.input_at(2)) else {
-            return Ok(());
-        };
-        let auto_pad = node.find_attribute("auto_pad").map(|attribute| attribute.s());
-        if matches!(auto_pad, Some(b"SAME_UPPER" | b"SAME_LOWER")) {
-            self.problems.push(format!(
-                "{} has `auto_pad` and a zero point, which cannot be executed, expected `pads`",
-                describe(node)
-            ));
-            return Ok(());
-        }
-        let Some(pads) = node.find_attribute("pads").map(|attribute| attribute.ints.clone()) else {
-            return Ok(());
-        };
-        if pads.iter().all(|&pad| pad == 0) || pads.len() % 2 != 0 {
-            return Ok(());
-        }
-        let (before, after) = pads.split_at(pads.len() / 2);
-        let all_axes = [&[0, 0], before, &[0, 0], after].concat();
-        let label = node.label().to_owned();
-        let [widths, value, padded] = std::array::from_fn(|_| self.names.fresh(&label));
-        let shape = self.names.fresh(&label);
-        scope.constants.insert(shape.clone(), tensor_from_i64(&shape, &[0], &[]));
-        let widths_tensor = tensor_from_i64(&widths, &[all_axes.len()], &all_axes);
-        scope.constants.insert(widths.clone(), widths_tensor);
-        scope.nodes.push(proto::node("Reshape", &label, &[zero_point, &shape], &[&value]));
-        scope.nodes.push(proto::node("Pad", &label, &[x, &widths, &value], &[&padded]));
-        node.input[0] = padded;
-        node.attribute.retain(|attribute| attribute.name() != "pads");
         Ok(())
     }
 

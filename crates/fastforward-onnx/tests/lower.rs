@@ -272,6 +272,100 @@ fn integer_operators_get_integers() {
     assert_eq!(values[2].data(), &TensorData::I32(vec![2 * 3 + 4 * 2]));
 }
 
+/// Integers of `dtype`, spread over its range.
+fn codes(dtype: DType, n: usize) -> Vec<i64> {
+    let (low, high) = dtype.int_range().unwrap();
+    (0..n as i64).map(|i| low + (i * i * 31 + i * 97) % (high - low + 1)).collect()
+}
+
+/// `MatMulInteger` of `[m, k]` and `[k, n]`; each column has its zero point.
+#[track_caller]
+fn check_matmul([m, k, n]: [usize; 3], dtype: DType, is_constant: bool) {
+    let (a, b) = (codes(DType::U8, m * k), codes(dtype, k * n));
+    let zero: Vec<i64> = codes(dtype, n);
+    let mut expected = Vec::new();
+    for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
+        let product = |i: usize| (a[row * k + i] - 9) * (b[i * n + column] - zero[column]);
+        expected.push((0..k).map(product).sum::<i64>() as i32);
+    }
+    let constants = vec![
+        tensor_from_codes("az", DType::U8, &[], &[9i64]).unwrap(),
+        tensor_from_codes("bz", dtype, &[n], &zero).unwrap(),
+        tensor_from_codes("b", dtype, &[k, n], &b).unwrap(),
+    ];
+    let x = tensor_from_codes("x", DType::U8, &[m, k], &a).unwrap();
+    let x = Constant::of(&x).to_tensor().unwrap();
+    let b = Constant::of(&constants[2]).to_tensor().unwrap();
+    let nodes = vec![node("MatMulInteger", "p", &["x", "b", "az", "bz"], &["y"])];
+    let mut fed = vec![("x", &x)];
+    let mut model = model((DType::U8, None), nodes, constants, &["y"]);
+    if !is_constant {
+        let info = ValueInfo { name: "b".to_owned(), dtype: Some(dtype), shape: None };
+        model.graph_mut().input.push(info.to_proto());
+        model.graph_mut().initializer.pop();
+        fed.push(("b", &b));
+    }
+    let y = engine(&model).run(&fed, &["y"]).unwrap();
+    assert_eq!(y[0], Tensor::new(vec![m, n], TensorData::I32(expected)).unwrap());
+}
+
+/// Sizes around the tiles of matrix kernels, and sums beyond what `float32` holds.
+#[test]
+fn integer_matrix_products_are_exact() {
+    for dtype in [DType::U8, DType::I8] {
+        for size in [[1, 7, 9], [5, 64, 3], [33, 130, 65], [2, 257, 31], [1, 3000, 4]] {
+            check_matmul(size, dtype, true);
+            check_matmul(size, dtype, false);
+        }
+        check_matmul([1, 40_000, 2], dtype, true);
+    }
+}
+
+/// `ConvInteger` of a `[1, channels, size, size]` image, padded by one.
+#[track_caller]
+fn check_conv(channels: usize, size: usize, group: usize, dtype: DType) {
+    let (kernel, outs) = (3, 4);
+    let per_group = channels / group;
+    let (x, w) = (codes(DType::U8, channels * size * size), codes(dtype, outs * per_group * 9));
+    let mut expected = Vec::new();
+    for (out, place) in (0..outs).flat_map(|out| (0..size * size).map(move |place| (out, place))) {
+        let (row, column) = (place / size, place % size);
+        let mut sum = 0;
+        for i in 0..per_group * kernel * kernel {
+            let (channel, r, c) = (i / 9, row + i / 3 % 3, column + i % 3);
+            if (1..=size).contains(&r) && (1..=size).contains(&c) {
+                let channel = out / (outs / group) * per_group + channel;
+                let pixel = x[(channel * size + r - 1) * size + c - 1];
+                sum += (pixel - 7) * (w[out * per_group * 9 + i] - 1);
+            }
+        }
+        expected.push(sum as i32);
+    }
+    let mut conv = node("ConvInteger", "c", &["x", "w", "xz", "wz"], &["y"]);
+    conv.attribute.extend([attribute_ints("pads", &[1; 4]), attribute_int("group", group as i64)]);
+    let constants = vec![
+        tensor_from_codes("w", dtype, &[outs, per_group, 3, 3], &w).unwrap(),
+        tensor_from_codes("xz", DType::U8, &[], &[7i64]).unwrap(),
+        tensor_from_codes("wz", dtype, &[], &[1i64]).unwrap(),
+    ];
+    let model = model((DType::U8, None), vec![conv], constants, &["y"]);
+    let x = tensor_from_codes("x", DType::U8, &[1, channels, size, size], &x).unwrap();
+    let x = Constant::of(&x).to_tensor().unwrap();
+    let y = engine(&model).run(&[("x", &x)], &["y"]).unwrap();
+    assert_eq!(y[0].data(), &TensorData::I32(expected));
+}
+
+#[test]
+fn integer_convolutions_are_exact() {
+    for dtype in [DType::U8, DType::I8] {
+        check_conv(1, 6, 1, dtype);
+        check_conv(4, 7, 1, dtype);
+        check_conv(4, 5, 4, dtype);
+        check_conv(8, 5, 2, dtype);
+        check_conv(600, 3, 1, dtype);
+    }
+}
+
 #[test]
 fn what_floats_cannot_stand_for_is_refused_by_name() {
     let nodes = vec![
