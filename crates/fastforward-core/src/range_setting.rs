@@ -46,7 +46,8 @@ pub use estimate::{
     SlotSource, estimate_ranges, estimate_ranges_with,
 };
 pub use estimator::{RangeEstimator, TileRanges, tile_ranges};
-pub use min_error::{CandidateGrid, Candidates, ErrorFunction, MinErrorGrid, MinErrorGridConfig};
+pub use ff_kernels::{CandidateLayout, Candidates};
+pub use min_error::{CandidateGrid, ErrorFunction, MinErrorGrid, MinErrorGridConfig};
 pub use observer::{InitialRange, ObserverOptions, RangeObserver, UpdatePolicy};
 pub use percentile::{Percentile, PercentileConfig};
 pub use running_minmax::RunningMinMax;

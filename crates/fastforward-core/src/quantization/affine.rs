@@ -6,9 +6,7 @@ mod parameters;
 mod quantized;
 mod settings;
 
-pub(crate) use arithmetic::{
-    dynamic_parameters, fake_quantize, fake_quantize_into, integer_grid, quantize, tiling,
-};
+pub(crate) use arithmetic::{dynamic_parameters, fake_quantize, integer_grid, quantize, tiling};
 pub(crate) use linear::write_settings;
 pub use linear::{LinearQuantizer, LinearQuantizerConfig};
 pub use parameters::AffineParameters;

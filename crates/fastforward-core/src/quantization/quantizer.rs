@@ -14,7 +14,7 @@ pub use mpath::{Tag, TagSet};
 pub use slot::{OverrideGuard, QuantizerOverride, QuantizerSlot, SlotUpdate, apply_updates};
 pub use stub::QuantizerStub;
 
-use crate::quantization::affine::QuantizedArray;
+use crate::quantization::affine::{QuantizedArray, RangeSettings};
 use crate::quantization::granularity::Granularity;
 use crate::{Array, ArrayView, Error, ErrorKind};
 
@@ -84,8 +84,13 @@ pub trait RangeSettable: Quantizer {
     /// How data is cut into tiles with parameters of their own.
     fn granularity(&self) -> &Granularity;
 
+    /// How a range becomes parameters: what a search over candidate ranges evaluates.
+    fn range_settings(&self) -> RangeSettings;
+
     /// Whether positive and negative values share one scale without offset.
-    fn is_symmetric(&self) -> bool;
+    fn is_symmetric(&self) -> bool {
+        self.range_settings().symmetric
+    }
 
     /// The smallest and largest value that each tile represents, in tile order; `None` while unset.
     fn quantization_range(&self) -> Option<(Vec<f32>, Vec<f32>)>;

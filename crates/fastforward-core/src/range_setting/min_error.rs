@@ -1,17 +1,14 @@
 //! The best of many ranges, by the error that quantizing with them makes.
 
-mod candidates;
-
 use std::sync::Arc;
 
+use ff_kernels::{CandidateLayout, Candidates, KernelError, best_candidates, candidate_errors};
 use serde::{Deserialize, Serialize};
-
-pub use candidates::{CandidateGrid, Candidates};
 
 use super::estimator::{
     RangeEstimator, TileRanges, bad_values, check_tiles, tile_ranges, tiling_of,
 };
-use crate::quantization::affine::{AffineParameters, fake_quantize_into};
+use crate::quantization::affine::integer_grid;
 use crate::quantization::quantizer::RangeSettable;
 use crate::{ArrayView, Error, ErrorKind};
 
@@ -21,11 +18,12 @@ use crate::{ArrayView, Error, ErrorKind};
 /// tile,
 ///
 /// ```text
-/// error[candidate][tile] += mean over the tile of (x - fake_quantize(x))^2
+/// error[tile][candidate] += mean over the tile of (x - fake_quantize(x))^2
 /// ```
 ///
 /// is summed over the batches in `f64`. Every tile takes the candidate with its smallest sum, the lowest index among equal
-/// ones.
+/// ones. Every candidate is evaluated, also where the grid has more of them than were asked for (the reference takes one of
+/// those unseen).
 ///
 /// Estimators merge when they share a grid: observe one batch, [`fork`](RangeEstimator::fork) for the other workers, merge
 /// what they saw. It cannot continue from an existing range, which is no candidate.
@@ -37,34 +35,24 @@ pub struct MinErrorGrid {
 
 #[derive(Clone, Debug)]
 struct Search {
-    fixed: Arc<Fixed>,
-    /// The summed error of each candidate, tile by tile.
-    errors: Vec<Vec<f64>>,
+    /// Shared by all forks.
+    candidates: Arc<Candidates>,
+    /// `[tile][candidate]`, flat.
+    errors: Vec<f64>,
     batches: u64,
 }
 
-/// What the first batch decides for all others.
-#[derive(Debug, PartialEq)]
-struct Fixed {
-    candidates: Candidates,
-    /// The parameters of the quantizer for each candidate.
-    parameters: Vec<AffineParameters>,
-}
-
 /// The settings of a [`MinErrorGrid`].
-///
-/// With rows' minimum `m` and maximum `M` in the first batch, the grid spans `relative_margin * m - absolute_margin` to
-/// `relative_margin * M + absolute_margin`; [`CandidateGrid`] says how.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MinErrorGridConfig {
-    /// How many ranges are tried, at least 1. An asymmetric quantizer searches both ends: squares use all of them.
+    /// How many ranges are tried, 1 to 65536. An asymmetric quantizer searches both ends: squares use all of them.
     pub num_candidates: usize,
     /// How the candidates are placed.
     pub grid: CandidateGrid,
-    /// Added to both ends; `None` is the grid's own default.
+    /// Moves both ends of the first batch's range outwards; `None` is the grid's own default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub absolute_margin: Option<f64>,
-    /// Multiplies both ends; `None` is the grid's own default.
+    /// Multiplies both ends of the first batch's range; `None` is 1. More than 1 leaves room for later batches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relative_margin: Option<f64>,
     /// What is made small.
@@ -83,6 +71,19 @@ impl Default for MinErrorGridConfig {
     }
 }
 
+/// How candidate ranges are placed around the minimum and maximum that each tile has in the first batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CandidateGrid {
+    /// The range of the data and smaller ones: see [`CandidateLayout::Fitted`]. Data without negative values keeps a
+    /// one-sided grid. Margins move ends away from zero; the absolute one is 0 unless said otherwise.
+    #[default]
+    Standard,
+    /// The reference's grid: see [`CandidateLayout::Reference`]. The absolute margin is 0.5 unless said otherwise. It makes
+    /// small non-negative data look negative, so that a symmetric quantizer misses its one-sided grid.
+    Reference,
+}
+
 /// What a [`MinErrorGrid`] makes small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -91,6 +92,42 @@ pub enum ErrorFunction {
     /// The mean of the squared differences.
     #[default]
     Mse,
+}
+
+impl MinErrorGridConfig {
+    /// The candidates for tiles with these ranges in the first batch.
+    fn candidates(
+        &self,
+        first: &TileRanges,
+        quantizer: &dyn RangeSettable,
+    ) -> Result<Candidates, KernelError> {
+        let options = quantizer.range_settings().options();
+        let relative = self.relative_margin.unwrap_or(1.0) as f32;
+        let (mut first, layout) = (
+            first.clone(),
+            match self.grid {
+                CandidateGrid::Reference => CandidateLayout::Reference {
+                    absolute_margin: self.absolute_margin.unwrap_or(0.5) as f32,
+                    relative_margin: relative,
+                },
+                CandidateGrid::Standard => match CandidateLayout::default() {
+                    CandidateLayout::Fitted { smallest, .. } => {
+                        CandidateLayout::Fitted { smallest, one_sided: options.one_sided }
+                    }
+                    other => other,
+                },
+            },
+        );
+        if self.grid == CandidateGrid::Standard {
+            let absolute = self.absolute_margin.unwrap_or(0.0) as f32;
+            let below = |&&mut min: &&mut f32| min < 0.0;
+            first.min.iter_mut().filter(below).for_each(|min| *min = relative * *min - absolute);
+            let above = |&&mut max: &&mut f32| max > 0.0;
+            first.max.iter_mut().filter(above).for_each(|max| *max = relative * *max + absolute);
+        }
+        let (min, max) = (&first.min, &first.max);
+        Candidates::new(min, max, options.symmetric, self.num_candidates, layout)
+    }
 }
 
 impl MinErrorGrid {
@@ -131,39 +168,18 @@ impl MinErrorGrid {
 
     /// The grid; `None` before the first batch.
     pub fn candidates(&self) -> Option<&Candidates> {
-        self.search.as_ref().map(|search| &search.fixed.candidates)
+        self.search.as_ref().map(|search| &*search.candidates)
     }
 
-    /// The summed error of every candidate, tile by tile; `None` before the first batch.
-    pub fn errors(&self) -> Option<&[Vec<f64>]> {
+    /// The summed error of every candidate, `[num_tiles, num_candidates]`; `None` before the first batch.
+    pub fn errors(&self) -> Option<&[f64]> {
         self.search.as_ref().map(|search| search.errors.as_slice())
     }
 
     /// The number of the best candidate of each tile; `None` before the first batch.
     pub fn best(&self) -> Option<Vec<usize>> {
         let search = self.search.as_ref().filter(|search| search.batches > 0)?;
-        Some(
-            (0..search.fixed.candidates.num_tiles())
-                .map(|tile| {
-                    let mut best = 0;
-                    for (candidate, errors) in search.errors.iter().enumerate() {
-                        if errors[tile] < search.errors[best][tile] {
-                            best = candidate;
-                        }
-                    }
-                    best
-                })
-                .collect(),
-        )
-    }
-
-    fn begin(&self, first: &TileRanges, quantizer: &dyn RangeSettable) -> Result<Search, Error> {
-        let candidates = Candidates::new(first, quantizer.is_symmetric(), &self.config);
-        let parameters = (0..candidates.len())
-            .map(|at| quantizer.parameters_for_range(&candidates.min()[at], &candidates.max()[at]))
-            .collect::<Result<_, Error>>()?;
-        let errors = vec![vec![0.0; first.len()]; candidates.len()];
-        Ok(Search { fixed: Arc::new(Fixed { candidates, parameters }), errors, batches: 0 })
+        best_candidates(&search.errors, search.candidates.num_candidates()).ok()
     }
 }
 
@@ -180,19 +196,16 @@ impl RangeEstimator for MinErrorGrid {
         if let Some(search) = &mut self.search {
             return search.add(x, quantizer);
         }
-        let mut search = self.begin(&found, quantizer)?;
+        let candidates = self.config.candidates(&found, quantizer).map_err(kernel_error)?;
+        let mut search = Search::new(Arc::new(candidates));
         search.add(x, quantizer)?;
         self.search = Some(search);
         Ok(())
     }
 
     fn range(&self) -> Option<TileRanges> {
-        let best = self.best()?;
-        let candidates = self.candidates()?;
-        let pick = |bounds: &[Vec<f32>]| {
-            best.iter().enumerate().map(|(tile, &candidate)| bounds[candidate][tile]).collect()
-        };
-        Some(TileRanges { min: pick(candidates.min()), max: pick(candidates.max()) })
+        let (min, max) = self.candidates()?.ranges(&self.best()?).ok()?;
+        Some(TileRanges { min, max })
     }
 
     fn merge(&mut self, later: &dyn RangeEstimator) -> Result<(), Error> {
@@ -202,56 +215,54 @@ impl RangeEstimator for MinErrorGrid {
             self.search = Some(second.clone());
             return Ok(());
         };
-        if !Arc::ptr_eq(&first.fixed, &second.fixed) && first.fixed != second.fixed {
+        if !Arc::ptr_eq(&first.candidates, &second.candidates)
+            && first.candidates != second.candidates
+        {
             return Err(Error::new(
                 ErrorKind::Estimator,
                 "min_error_grid estimators with different candidates cannot merge; fork the others from the one that \
                  observed the first batch",
             ));
         }
-        for (sums, later) in first.errors.iter_mut().flatten().zip(second.errors.iter().flatten()) {
-            *sums += later;
-        }
+        first.errors.iter_mut().zip(&second.errors).for_each(|(sum, later)| *sum += later);
         first.batches += second.batches;
         Ok(())
     }
 
     fn fork(&self) -> Box<dyn RangeEstimator> {
-        let search = self.search.as_ref().map(|search| Search {
-            fixed: Arc::clone(&search.fixed),
-            errors: vec![vec![0.0; search.fixed.candidates.num_tiles()]; search.errors.len()],
-            batches: 0,
-        });
+        let search = self.search.as_ref().map(|search| Search::new(Arc::clone(&search.candidates)));
         Box::new(Self { config: self.config.clone(), search })
     }
 }
 
 impl Search {
-    /// Adds the errors of one batch, whose values are all finite.
+    fn new(candidates: Arc<Candidates>) -> Self {
+        let errors = vec![0.0; candidates.num_tiles() * candidates.num_candidates()];
+        Self { candidates, errors, batches: 0 }
+    }
+
+    /// Adds the errors of one batch. The kernel checks everything before it adds anything.
     fn add(&mut self, x: ArrayView<'_>, quantizer: &dyn RangeSettable) -> Result<(), Error> {
         let tiling = tiling_of(x, quantizer.granularity())?;
-        check_tiles(self.fixed.candidates.num_tiles(), tiling.num_tiles())?;
-        let array = x.to_array();
-        let mut rounded = vec![0.0; array.data.len()];
-        let mut added = Vec::with_capacity(self.errors.len());
-        for parameters in &self.fixed.parameters {
-            fake_quantize_into(array.view(), quantizer.granularity(), parameters, &mut rounded)?;
-            let mut errors = Vec::with_capacity(tiling.num_tiles());
-            for tile in 0..tiling.num_tiles() {
-                let sum: f64 = tiling
-                    .tile_elements(tile)
-                    .map(|at| f64::from(array.data[at.output] - rounded[at.output]).powi(2))
-                    .sum();
-                errors.push(sum / tiling.tile_len() as f64);
-            }
-            added.push(errors);
-        }
-        for (sums, added) in self.errors.iter_mut().flatten().zip(added.into_iter().flatten()) {
-            *sums += added;
-        }
+        check_tiles(self.candidates.num_tiles(), tiling.num_tiles())?;
+        let settings = quantizer.range_settings();
+        let num_bits = quantizer.num_bits().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                "min_error_grid needs to know how many bits the quantizer has",
+            )
+        })?;
+        let grid = integer_grid(num_bits, settings.narrow_range)?;
+        let (candidates, options) = (&self.candidates, settings.options());
+        candidate_errors(x.data(), &tiling, candidates, grid, &options, &mut self.errors)
+            .map_err(kernel_error)?;
         self.batches += 1;
         Ok(())
     }
+}
+
+fn kernel_error(error: KernelError) -> Error {
+    Error::new(ErrorKind::InvalidRange, error.to_string()).with_source(error)
 }
 
 #[cfg(test)]

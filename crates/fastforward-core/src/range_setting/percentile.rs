@@ -1,10 +1,8 @@
 //! Ranges that leave the outermost values out.
 
-mod histogram;
-
+use ff_kernels::{Bin, Histogram, KernelError, histograms};
 use serde::Serialize;
 
-use self::histogram::Histogram;
 use super::estimator::{
     RangeEstimator, TileRanges, bad_values, check_tiles, tile_ranges, tiling_of,
 };
@@ -86,16 +84,14 @@ impl RangeEstimator for Percentile {
         }
         let tiling = tiling_of(x, quantizer.granularity())?;
         if self.tiles.is_empty() {
-            self.tiles = vec![Histogram::default(); tiling.num_tiles()];
+            let empty = Histogram::new(self.config.num_bins).map_err(kernel_error)?;
+            let mut tiles = vec![empty; tiling.num_tiles()];
+            histograms(x.data(), &tiling, &mut tiles).map_err(kernel_error)?;
+            self.tiles = tiles;
+            return Ok(());
         }
         check_tiles(self.tiles.len(), tiling.num_tiles())?;
-        for (tile, histogram) in self.tiles.iter_mut().enumerate() {
-            histogram.cover(found.min[tile], found.max[tile], self.config.num_bins);
-            for at in tiling.tile_elements(tile) {
-                histogram.count(x.data()[at.input]);
-            }
-        }
-        Ok(())
+        histograms(x.data(), &tiling, &mut self.tiles).map_err(kernel_error)
     }
 
     fn range(&self) -> Option<TileRanges> {
@@ -103,7 +99,7 @@ impl RangeEstimator for Percentile {
             return None;
         }
         let outside = (1.0 - self.config.percentile / 100.0) / 2.0;
-        let (min, max) = self.tiles.iter().map(|tile| tile.central_range(outside)).unzip();
+        let (min, max) = self.tiles.iter().map(|tile| central_range(tile, outside)).unzip();
         Some(TileRanges { min, max })
     }
 
@@ -127,7 +123,7 @@ impl RangeEstimator for Percentile {
         }
         check_tiles(self.tiles.len(), later.tiles.len())?;
         for (tile, later) in self.tiles.iter_mut().zip(&later.tiles) {
-            tile.merge(later, self.config.num_bins);
+            tile.merge(later).map_err(kernel_error)?;
         }
         Ok(())
     }
@@ -135,6 +131,35 @@ impl RangeEstimator for Percentile {
     fn fork(&self) -> Box<dyn RangeEstimator> {
         Box::new(Self { config: self.config.clone(), tiles: Vec::new() })
     }
+}
+
+/// The range that leaves out at most this share of the values at each end.
+fn central_range(histogram: &Histogram, outside: f64) -> (f32, f32) {
+    let Some((min, max)) = histogram.range() else { return (0.0, 0.0) };
+    let count = histogram.count();
+    // The product of a share and a count may lie a hair below a whole number: 1e-9 of a value is none.
+    let outside = (count as f64 * outside + 1e-9).floor() as u64;
+    // One value at least is left between the ends.
+    let outside = outside.min(count.saturating_sub(1) / 2);
+    if outside == 0 {
+        return (min, max);
+    }
+    // The first bin with which more than `outside` values are counted.
+    let beyond = |seen: &mut u64, bin: &Bin| {
+        *seen += bin.count;
+        *seen > outside
+    };
+    let (mut below, mut above) = (0, 0);
+    let bins: Vec<Bin> = histogram.bins().collect();
+    let lowest = bins.iter().find(|bin| beyond(&mut below, bin));
+    let highest = bins.iter().rev().find(|bin| beyond(&mut above, bin));
+    let lowest = lowest.map_or(min, |bin| bin.lower as f32);
+    let highest = highest.map_or(max, |bin| bin.upper as f32);
+    (lowest.max(min), highest.min(max))
+}
+
+fn kernel_error(error: KernelError) -> Error {
+    Error::new(ErrorKind::InvalidData, error.to_string()).with_source(error)
 }
 
 #[cfg(test)]

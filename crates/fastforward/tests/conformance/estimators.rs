@@ -179,13 +179,12 @@ fn estimator(case: &Value) -> EstimatorConfig {
 
 fn grid_search(observer: &RangeObserver) -> Option<Search> {
     let search = (observer.estimator() as &dyn Any).downcast_ref::<MinErrorGrid>()?;
-    let candidates = search.candidates()?;
-    Some(Search {
-        min: candidates.min().to_vec(),
-        max: candidates.max().to_vec(),
-        errors: search.errors()?.to_vec(),
-        best: search.best()?,
-    })
+    let (candidates, errors) = (search.candidates()?, search.errors()?);
+    let (n, num_tiles) = (candidates.num_candidates(), candidates.num_tiles());
+    let of_all = |at: usize| (0..num_tiles).map(move |tile| candidates.range(at, tile)).unzip();
+    let (min, max) = (0..n).map(of_all).unzip();
+    let errors = (0..n).map(|at| (0..num_tiles).map(|tile| errors[tile * n + at]).collect());
+    Some(Search { min, max, errors: errors.collect(), best: search.best()? })
 }
 
 fn is_equal(family: &Family, case: &Value, found: &Found) -> Result<(), String> {

@@ -328,9 +328,14 @@ fn lowest(errors: &[f64]) -> usize {
 /// `n` values from `start` to `end`, symmetric in its rounding like the reference's; `n == 1` gives
 /// the start.
 fn linspace(start: f32, end: f32, n: usize) -> impl Iterator<Item = f32> + Clone {
+    // With one rounding per value and the halves cut where the reference cuts them, bit for bit its numbers.
     let step = if n > 1 { (end - start) / (n - 1) as f32 } else { 0.0 };
     (0..n).map(move |i| {
-        if i < n.div_ceil(2) { start + step * i as f32 } else { end - step * (n - 1 - i) as f32 }
+        if n == 1 || i < n / 2 {
+            step.mul_add(i as f32, start)
+        } else {
+            (-step).mul_add((n - 1 - i) as f32, end)
+        }
     })
 }
 

@@ -169,8 +169,8 @@ impl RangeSettable for LinearQuantizer {
         &self.config.granularity
     }
 
-    fn is_symmetric(&self) -> bool {
-        self.config.range.symmetric
+    fn range_settings(&self) -> RangeSettings {
+        self.config.range
     }
 
     fn quantization_range(&self) -> Option<(Vec<f32>, Vec<f32>)> {
