@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::differences::{Difference, judge, run};
 use crate::golden::{Family, texts};
-use crate::order::ordered_trees;
+use crate::order::{ordered_trees, refine};
 use crate::tree::{Classes, Tree};
 
 #[test]
@@ -20,7 +20,15 @@ fn conformance_mpath() {
     let family = Family::read("mpath");
     let (classes, with_defaults) = Classes::read(&family.file["class_table"]);
     let context = context(&family.file["class_table"], &with_defaults);
-    let trees = ordered_trees(&family.file);
+    let mut trees = ordered_trees(&family.file);
+    for (id, tree) in trees.as_object_mut().expect("trees") {
+        let cases = family.cases().iter().filter(|case| text(case, "tree") == id);
+        let cases: Vec<&Value> = cases.filter(|case| case.get("ok").is_some()).collect();
+        refine(tree, |tree| {
+            let built = Tree::build(tree, &classes);
+            cases.iter().map(|case| displaced(case, &built, &context)).sum()
+        });
+    }
     CONTEXT.set(context.clone());
     run("mpath", family.cases(), |case| {
         let tree = Tree::build(&trees[text(case, "tree")], &classes);
@@ -94,6 +102,17 @@ pub const DIFFERENCES: &[Difference] = &[
         },
     },
 ];
+
+/// How many pairs of the names that a case expects are found in the wrong order.
+fn displaced(case: &Value, tree: &Tree, context: &Context) -> usize {
+    let Ok(selector) = parse(case, context) else { return 0 };
+    let root = NodeRef::Module(tree);
+    let Ok(found) = search(&selector, root, &SearchOptions::new(context)) else { return 0 };
+    let place = |name: &&str| found.iter().position(|result| result.full_name() == *name);
+    let places: Vec<usize> = texts(&case["ok"]).iter().filter_map(place).collect();
+    let later = |i: usize| places[i + 1..].iter().filter(|&&place| place < places[i]).count();
+    (0..places.len()).map(later).sum()
+}
 
 /// What a case gives, in the layout of the golden file.
 fn answer(case: &Value, tree: &Tree, context: &Context) -> Value {

@@ -111,3 +111,52 @@ fn sorted(node: &Value, path: &str, votes: &Votes) -> Value {
     node["children"] = Value::Object(children);
     node
 }
+
+/// Moves siblings of a tree so that answers on it come nearer to those of the golden file, where votes left the order
+/// open: in a few cases there may be no certain ones. `distance` says how far the answers are away; when it cannot be
+/// made 0 by moving one child after another, the cases contradict each other or us.
+pub fn refine(tree: &mut Value, mut distance: impl FnMut(&Value) -> usize) {
+    let mut least = distance(tree);
+    let mut parents = Vec::new();
+    parents_of_several(tree, &mut Vec::new(), &mut parents);
+    let mut is_better = true;
+    while is_better && least > 0 {
+        is_better = false;
+        for parent in &parents {
+            let len = children_at(tree, parent).len();
+            for (from, to) in (0..len).flat_map(|from| (0..len).map(move |to| (from, to))) {
+                if from == to || least == 0 {
+                    continue;
+                }
+                let before = children_at(tree, parent).clone();
+                let mut moved: Vec<(String, Value)> = before.clone().into_iter().collect();
+                let child = moved.remove(from);
+                moved.insert(to, child);
+                *children_at(tree, parent) = moved.into_iter().collect();
+                let now = distance(tree);
+                if now < least {
+                    (least, is_better) = (now, true);
+                } else {
+                    *children_at(tree, parent) = before;
+                }
+            }
+        }
+    }
+}
+
+fn parents_of_several(node: &Value, path: &mut Vec<String>, found: &mut Vec<Vec<String>>) {
+    let children = node["children"].as_object().expect("children");
+    if children.len() > 1 {
+        found.push(path.clone());
+    }
+    for (name, child) in children {
+        path.push(name.clone());
+        parents_of_several(child, path, found);
+        path.pop();
+    }
+}
+
+fn children_at<'t>(tree: &'t mut Value, path: &[String]) -> &'t mut Map<String, Value> {
+    let node = path.iter().fold(tree, |node, name| &mut node["children"][name]);
+    node["children"].as_object_mut().expect("children")
+}
