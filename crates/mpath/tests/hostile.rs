@@ -157,7 +157,7 @@ fn queries_with_many_ways_to_match_take_linear_time() {
         format!("{}b", "**/a/".repeat(100)),
         format!("{}b", "{**, a, **/a}/".repeat(100)),
         format!("{}b", "{a/a, a/a/a, **/a}/".repeat(100)),
-        format!("{}", "{**, ".repeat(60) + "a" + &"}/**/b".repeat(60)),
+        "{**, ".repeat(60) + "a" + &"}/**/b".repeat(60),
     ] {
         assert!(search(&*query, tree.root(), &options).unwrap().is_empty());
         let selector = context.query(&query).unwrap();

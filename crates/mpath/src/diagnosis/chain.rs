@@ -6,6 +6,15 @@ use crate::{Error, ErrorKind, Facts, Node, Selector};
 /// How many ways to read a path are tried.
 const MAX_READINGS: usize = 10_000;
 
+/// A way to read the beginning of a path.
+struct Reading<N> {
+    /// The length of the chain without its last node, and that node.
+    len: usize,
+    last: Option<(String, N)>,
+    /// Where the next name begins in the text.
+    end: usize,
+}
+
 /// The nodes on a path below the root, with their names.
 pub(super) struct Chain<N>(Vec<(String, N)>);
 
@@ -70,13 +79,12 @@ impl<N: Facts> Chain<N> {
 impl<N: Node> Chain<N> {
     /// The path of this name. Names may have dots themselves: then the tree decides where a name ends.
     pub(super) fn find(root: N, path: &str) -> Result<Self, Error> {
-        // Ways to read the beginning of the path: how long the chain was, one more name, where it ends in the text.
-        let mut todo: Vec<(usize, Option<(String, N)>, usize)> = vec![(0, None, 0)];
+        let mut todo = vec![Reading { len: 0, last: None, end: 0 }];
         let mut chain: Vec<(String, N)> = Vec::new();
         let mut best: (usize, Vec<String>) = (0, Vec::new());
         // Each reading is another node of the tree, unless nodes are shared.
         for _ in 0..MAX_READINGS {
-            let Some((len, last, end)) = todo.pop() else { break };
+            let Some(Reading { len, last, end }) = todo.pop() else { break };
             chain.truncate(len);
             chain.extend(last);
             if end > path.len() {
@@ -89,7 +97,8 @@ impl<N: Node> Chain<N> {
                 names.push(name.to_owned());
                 let Some(rest) = path[end..].strip_prefix(name) else { return };
                 if rest.is_empty() || rest.starts_with(['.', '/']) {
-                    found.push((chain.len(), Some((name.to_owned(), child)), end + name.len() + 1));
+                    let last = Some((name.to_owned(), child));
+                    found.push(Reading { len: chain.len(), last, end: end + name.len() + 1 });
                 }
             });
             if end >= best.0 {
