@@ -46,6 +46,10 @@ pub enum ErrorKind {
     Quantizer,
     /// A written file does not compute what it should.
     Verification,
+    /// A query that is none, or a rule that decides nothing, or not as much as it should.
+    Rules,
+    /// The core refused a setting, a range or data.
+    Core(fastforward_core::ErrorKind),
 }
 
 impl Error {
@@ -93,6 +97,13 @@ impl Error {
     /// The problems, each a lower-case phrase, in the order of the file.
     pub fn problems(&self) -> &[String] {
         &self.problems
+    }
+}
+
+/// The same message; the core's error is the source.
+impl From<fastforward_core::Error> for Error {
+    fn from(error: fastforward_core::Error) -> Self {
+        Self::new(ErrorKind::Core(error.kind()), error.to_string()).caused_by(error)
     }
 }
 

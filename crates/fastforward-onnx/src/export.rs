@@ -4,6 +4,8 @@ mod layout;
 mod storage;
 mod summary;
 
+use fastforward_core::quantization::Granularity;
+
 use crate::dtype::DType;
 use crate::edit::{Edits, Names};
 use crate::error::{Error, ErrorKind, Result};
@@ -12,7 +14,7 @@ use crate::opset;
 use crate::placement::{Coded, Grid, PlacedActivation, PlacedConstant, place};
 use crate::proto::{attribute_int, node};
 use crate::simulate::{Wiring, remove_replaced, wire_activations};
-use crate::tree::Tree;
+use crate::tree::{Role, Site, Tree};
 
 use layout::Written;
 pub use storage::Signedness;
@@ -39,6 +41,52 @@ impl Default for ExportOptions {
             weights: Signedness::Signed,
             max_opset: opset::MAX_TARGET,
         }
+    }
+}
+
+/// The type of codes, and the first operator set that knows them in their layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredAs {
+    /// The type.
+    pub dtype: DType,
+    /// The operator set.
+    pub opset: i64,
+}
+
+impl ExportOptions {
+    /// How [`export`] will store the codes of the quantizer at a site, as far as that follows from its settings.
+    ///
+    /// # Errors
+    /// `Quantizer` for a width that no type holds, and for a type that the target does not know.
+    pub fn stored_as(&self, site: &Site) -> Result<StoredAs> {
+        let quantizer = site.slot.quantizer();
+        let num_bits = quantizer.num_bits().unwrap_or(0);
+        let storage = match site.role {
+            Role::Input | Role::Output => Storage::of_activation(num_bits, self, &site.name)?,
+            Role::Weight | Role::Bias | Role::Constant => {
+                Storage::of_weight(num_bits, self, &site.name)?
+            }
+        };
+        let granularity = quantizer.as_range_settable().map(|settable| settable.granularity());
+        let (per_axis, blocked) = match granularity {
+            None | Some(Granularity::PerTensor) => (false, false),
+            Some(Granularity::PerChannel { axes }) => (!axes.is_empty(), axes.len() > 1),
+            Some(Granularity::PerBlock { .. } | Granularity::PerTile { .. }) => (true, true),
+        };
+        let (opset, _) = needed_opset(storage.dtype, per_axis, blocked);
+        Ok(StoredAs { dtype: storage.dtype, opset })
+    }
+}
+
+/// The first operator set that knows codes of this type in this layout, and what needs it.
+fn needed_opset(dtype: DType, per_axis: bool, blocked: bool) -> (i64, &'static str) {
+    match dtype {
+        DType::I2 | DType::U2 => (25, "2-bit codes"),
+        DType::I4 | DType::U4 => (21, "4-bit codes"),
+        DType::I16 | DType::U16 => (21, "16-bit codes"),
+        _ if blocked => (21, "blocks"),
+        _ if per_axis => (13, "parameters per channel"),
+        _ => (10, "quantized values"),
     }
 }
 
@@ -286,14 +334,7 @@ impl Writer<'_> {
 
     /// Notes the operator set that a pair needs.
     fn need(&mut self, dtype: DType, per_axis: bool, blocked: bool, place: &str) -> Result<()> {
-        let (version, what) = match dtype {
-            DType::I2 | DType::U2 => (25, "2-bit codes"),
-            DType::I4 | DType::U4 => (21, "4-bit codes"),
-            DType::I16 | DType::U16 => (21, "16-bit codes"),
-            _ if blocked => (21, "blocks"),
-            _ if per_axis => (13, "parameters per channel"),
-            _ => (10, "quantized values"),
-        };
+        let (version, what) = needed_opset(dtype, per_axis, blocked);
         if version > self.options.max_opset {
             return Err(Error::new(
                 ErrorKind::Quantizer,

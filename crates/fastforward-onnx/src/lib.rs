@@ -52,6 +52,8 @@ pub mod opset;
 
 pub mod rewrite;
 
+pub mod pipeline;
+
 pub mod shapes;
 
 pub mod qdq;

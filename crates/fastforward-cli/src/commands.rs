@@ -1,0 +1,45 @@
+//! One file per command: a function from arguments to what is printed.
+
+mod evaluate;
+mod explain;
+mod find;
+mod inspect;
+mod plan;
+mod quantize;
+
+use clap::CommandFactory;
+use fastforward_onnx::pipeline::JobOptions;
+use serde_json::Value;
+
+use crate::args::{Cli, Command, Common, JobArgs};
+use crate::output::{Exit, Outcome};
+
+pub(crate) fn run(command: &Command, common: &Common) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Inspect(args) => inspect::run(args),
+        Command::Find(args) => find::run(args),
+        Command::Plan(args) => plan::run(args, common),
+        Command::Explain(args) => explain::run(args, common),
+        Command::Quantize(args) => quantize::run(args, common),
+        Command::Evaluate(args) => evaluate::run(args, common),
+        Command::Completions(args) => Ok(completions(args.shell)),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    let mut script = Vec::new();
+    let mut command = Cli::command();
+    clap_complete::generate(shell, &mut command, "fastforward", &mut script);
+    let text = String::from_utf8_lossy(&script).into_owned();
+    let json = Value::String(text.clone());
+    Outcome { text, json, notes: Vec::new(), exit: Exit::Done }
+}
+
+/// The options that every command on a job has.
+fn job_options(args: &JobArgs, common: &Common, batch_size: Option<usize>) -> JobOptions {
+    JobOptions {
+        activations: args.activations.map(Into::into),
+        batch_size,
+        n_threads: common.threads,
+    }
+}

@@ -1,0 +1,67 @@
+//! Progress on a terminal.
+
+use std::cell::RefCell;
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use fastforward_onnx::pipeline::{Progress, Stage};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A bar per stage on standard error, with rate and time left; nothing where that is no terminal.
+pub(crate) struct Bars {
+    shown: bool,
+    current: RefCell<Option<ProgressBar>>,
+}
+
+impl Bars {
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self { shown: !quiet && stderr().is_terminal(), current: RefCell::new(None) }
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = self.current.borrow_mut().take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+const COUNTED: &str = "{msg:<12} [{bar:24}] {human_pos}/{human_len} samples, {per_sec}, {eta} left";
+const UNCOUNTED: &str = "{msg:<12} {spinner} {elapsed}";
+
+impl Progress for Bars {
+    fn start(&self, stage: Stage, n_samples: usize) {
+        self.clear();
+        if !self.shown {
+            return;
+        }
+        let (bar, template) = match n_samples {
+            0 => (ProgressBar::new_spinner(), UNCOUNTED),
+            n => (ProgressBar::new(n as u64), COUNTED),
+        };
+        // A template that cannot be parsed would show the default bar instead.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+        bar.set_message(stage.to_string());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        *self.current.borrow_mut() = Some(bar);
+    }
+
+    fn advance(&self, n_samples: usize) {
+        if let Some(bar) = &*self.current.borrow() {
+            bar.inc(n_samples as u64);
+        }
+    }
+
+    fn finish(&self) {
+        self.clear();
+    }
+}
+
+impl Drop for Bars {
+    /// Also where an error ends a stage, the message must not stand behind half a bar.
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

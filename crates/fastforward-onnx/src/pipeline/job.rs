@@ -1,0 +1,206 @@
+//! A model, and what is to be done with it.
+
+use std::path::Path;
+
+use fastforward_core::config::{ActivationType, CalibrationSection, QuantConfigFile};
+use fastforward_core::files::sha256;
+use fastforward_core::quantization::quant_init::{
+    InitializeOptions, QuantizationConfig, Resolution,
+};
+use mpath::Context;
+
+use super::plan::Plan;
+use super::samples::Samples;
+use super::story::SlotStory;
+use crate::engine::EngineOptions;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::Model;
+use crate::rewrite::{FoldReport, fold_batch_norm};
+use crate::tree::Tree;
+
+/// A model with its configuration: resolved, with quantizers in its slots, before any data is touched.
+pub struct Job {
+    /// As it was read.
+    pub(super) original: Model,
+    /// With batch normalizations folded, if the configuration says so. Copies share their data.
+    pub(super) model: Model,
+    pub(super) model_sha256: String,
+    pub(super) tree: Tree,
+    pub(super) folded: FoldReport,
+    pub(super) config: QuantConfigFile,
+    pub(super) rules: QuantizationConfig,
+    pub(super) resolution: Resolution,
+    pub(super) options: JobOptions,
+}
+
+/// What a caller decides beside the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobOptions {
+    /// The integer type of exported activations, in place of the one in the configuration.
+    pub activations: Option<ActivationType>,
+    /// Samples that are computed at once, in place of the numbers in the configuration.
+    pub batch_size: Option<usize>,
+    /// Threads to compute with; `None` for one per core. Results are the same for any number.
+    pub n_threads: Option<usize>,
+}
+
+/// The data of a job, opened and checked.
+#[derive(Debug)]
+pub struct JobData {
+    /// The samples that ranges are set from; `None` where no range needs any.
+    pub calibration: Option<Samples>,
+    /// The samples that the result is judged by; `None` where the configuration names none.
+    pub evaluation: Option<Samples>,
+}
+
+impl Job {
+    /// Reads model and configuration, decides every slot and puts quantizers there.
+    ///
+    /// Rules that match nothing or never win are no error yet: [`Job::plan`] shows them, [`Job::check`] refuses them.
+    ///
+    /// # Errors
+    /// Those of [`QuantConfigFile::load`] and [`Model::load`], both if both fail; `Rules` for a query that is none, and
+    /// for a quantizer that does not fit its slot.
+    pub fn open(model: &Path, config: &Path, options: &JobOptions) -> Result<Self> {
+        let config = QuantConfigFile::load(config).map_err(Error::from);
+        let model_sha256 = Model::load(model).and_then(|model| {
+            let path = model.path().unwrap_or(Path::new("")).to_owned();
+            Ok((model, sha256(&path)?))
+        });
+        let ((mut model, model_sha256), config) = both(model_sha256, config)?;
+        let original = model.clone();
+        let folded = match config.model.fold_batch_norm {
+            true => fold_batch_norm(&mut model)?,
+            false => FoldReport::default(),
+        };
+        let tree = Tree::new(&model);
+        let rules = config.quantization_config(tree.context()).map_err(in_rules)?;
+        let resolution = rules.resolve(tree.root()).map_err(in_rules)?;
+        if let Err(error) = rules.initialize(tree.root(), InitializeOptions::default()) {
+            let mut problems: Vec<String> =
+                resolution.problems().iter().map(ToString::to_string).collect();
+            problems.push(error.to_string());
+            return Err(Error::many(ErrorKind::Rules, problems));
+        }
+        Ok(Self {
+            original,
+            model,
+            model_sha256,
+            tree,
+            folded,
+            config,
+            rules,
+            resolution,
+            options: options.clone(),
+        })
+    }
+
+    /// What the rules mean for the model.
+    ///
+    /// # Errors
+    /// `InvalidGraph` for a constant that cannot be understood.
+    pub fn plan(&self) -> Result<Plan> {
+        Plan::new(self)
+    }
+
+    /// The whole story of one slot, by any of its names.
+    ///
+    /// # Errors
+    /// `NotFound` with the nearest names.
+    pub fn explain(&self, path: &str) -> Result<SlotStory> {
+        SlotStory::new(self, path)
+    }
+
+    /// Refuses rules that match nothing, never win, or do not match as often as they expect.
+    ///
+    /// # Errors
+    /// `Rules` with every such rule.
+    pub fn check(&self) -> Result<()> {
+        let problems = self.resolution.problems();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let problems = problems.iter().map(ToString::to_string).collect();
+        Err(Error::many(ErrorKind::Rules, problems))
+    }
+
+    /// Opens calibration and evaluation data, and checks what can be checked without reading samples.
+    ///
+    /// # Errors
+    /// As [`Samples::open`], for both at once; `Input` when ranges need data and the configuration names none.
+    pub fn open_data(&self) -> Result<JobData> {
+        let open = |data, batch_size, place: &str| {
+            let batch_size = self.options.batch_size.unwrap_or(batch_size);
+            Samples::open(data, &self.config.inputs, &self.model, batch_size)
+                .map_err(|error| error.within(place))
+        };
+        let calibration = match (&self.config.calibration, self.needs_data()) {
+            (_, None) => Ok(None),
+            (Some(CalibrationSection { data, batch_size }), Some(_)) => {
+                open(data, *batch_size, "[calibration]").map(Some)
+            }
+            (None, Some(slot)) => Err(Error::new(
+                ErrorKind::Input,
+                format!(
+                    "{}: the range of `{slot}` comes from data, but there is no [calibration] that says where it is",
+                    self.config.name()
+                ),
+            )),
+        };
+        let evaluation = match &self.config.evaluation {
+            None => Ok(None),
+            Some(section) => open(&section.data, section.batch_size, "[evaluation]").map(Some),
+        };
+        let (calibration, evaluation) = both(calibration, evaluation)?;
+        Ok(JobData { calibration, evaluation })
+    }
+
+    /// The first slot whose range comes from data.
+    fn needs_data(&self) -> Option<&str> {
+        use crate::tree::Role;
+        self.tree
+            .set_sites()
+            .filter(|site| matches!(site.role, Role::Input | Role::Output))
+            .find(|site| site.slot.quantizer().as_range_settable().is_some())
+            .map(|site| site.name.as_str())
+    }
+
+    /// The model, with what the configuration folds folded.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tree of the model.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &QuantConfigFile {
+        &self.config
+    }
+
+    /// What names in queries mean for this model.
+    pub fn context(&self) -> Context {
+        self.tree.context()
+    }
+
+    pub(super) fn engine_options(&self) -> EngineOptions {
+        EngineOptions { n_threads: self.options.n_threads, ..EngineOptions::default() }
+    }
+}
+
+/// Both values, or the problems of both.
+fn both<A, B>(first: Result<A>, second: Result<B>) -> Result<(A, B)> {
+    match (first, second) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        (Err(first), Err(second)) => {
+            Err(Error::many(first.kind(), vec![first.to_string(), second.to_string()]))
+        }
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
+}
+
+fn in_rules(error: fastforward_core::Error) -> Error {
+    Error::new(ErrorKind::Rules, error.to_string()).caused_by(error)
+}

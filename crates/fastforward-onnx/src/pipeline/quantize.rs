@@ -1,0 +1,435 @@
+//! From a checked job to verified files.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use fastforward_core::ArrayView;
+use fastforward_core::config::{ActivationType, EvaluationSection};
+use fastforward_core::files::write_whole;
+use fastforward_core::module::SlotEntry;
+use fastforward_core::quantization::state::{StateInfo, save_quantization_state};
+use fastforward_core::range_setting::{ObserverOptions, RangeObserver, SlotEstimate, UpdatePolicy};
+
+use super::measure::{Evaluation, measure};
+use super::outputs::Outputs;
+use super::report::{
+    BatchNorm, Check, Layers, Program, REPORT_VERSION, Report, ReportedOptions, ReportedRange,
+    ReportedSlot, SourceData, SourceFile, SourceModel, SourceSamples,
+};
+use super::samples::Samples;
+use super::summary::file_name;
+use super::{Job, JobData, Plan, Progress, Stage};
+use crate::calibrate::{self, Batch, RunOptions, SiteObserver, Watched, calibrate};
+use crate::compare::compare_layers;
+use crate::engine::{BatchInput, Engine};
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::{ExportOptions, Exported, Signedness, export};
+use crate::graph::Model;
+use crate::shapes::ShapeTable;
+use crate::simulate::{SimulateOptions, simulate};
+use crate::tensor::Tensor;
+use crate::tree::Site;
+use crate::verify::{Verification, VerifyOptions, verify};
+
+/// The names of what [`Job::quantize`] writes beside the model.
+const REPORT: &str = "report.json";
+const STATE: &str = "state";
+
+/// What [`Job::quantize`] did.
+#[derive(Clone, Debug)]
+pub struct Quantized {
+    /// All of it, as in `report.json`.
+    pub report: Report,
+    /// The quantized model.
+    pub model: PathBuf,
+    /// The report.
+    pub report_file: PathBuf,
+}
+
+impl Quantized {
+    /// The conditions of the configuration that do not hold.
+    pub fn failed_checks(&self) -> impl Iterator<Item = &Check> {
+        self.report.checks.iter().filter(|check| !check.holds)
+    }
+}
+
+impl Job {
+    /// The files that [`Job::quantize`] writes into `out`: the model, called `<model>.qdq.onnx`, `report.json`, and the
+    /// quantization state, `state/state.json` and `state/state.safetensors`.
+    pub fn outputs(&self, out: &Path) -> Vec<PathBuf> {
+        let stem = self.model.path().and_then(Path::file_stem).unwrap_or_default();
+        let mut model = stem.to_owned();
+        model.push(".qdq.onnx");
+        let state = out.join(STATE);
+        vec![
+            out.join(model),
+            out.join(REPORT),
+            state.join("state.json"),
+            state.join("state.safetensors"),
+        ]
+    }
+
+    /// Refuses an output folder in which a file would replace one that is read.
+    ///
+    /// # Errors
+    /// `Io` naming each such file.
+    pub fn check_outputs(&self, out: &Path, data: &JobData) -> Result<()> {
+        let mut inputs: Vec<PathBuf> = Vec::new();
+        inputs.extend(self.model.path().map(Path::to_owned));
+        inputs.push(PathBuf::from(self.config.name()));
+        for samples in data.calibration.iter().chain(&data.evaluation) {
+            inputs.extend(samples.paths()?);
+        }
+        let inputs: Vec<PathBuf> =
+            inputs.into_iter().filter_map(|path| path.canonicalize().ok()).collect();
+        let taken = self
+            .outputs(out)
+            .into_iter()
+            .filter(|output| output.canonicalize().is_ok_and(|output| inputs.contains(&output)));
+        let problems: Vec<String> = taken
+            .map(|path| format!("`{}` is read by this job and would be replaced", path.display()))
+            .collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::many(ErrorKind::Io, problems)) }
+    }
+
+    /// Calibrates, measures, exports, reads back, compares, and puts the files of [`Job::outputs`] into `out`, which is
+    /// made if it is missing.
+    ///
+    /// On an error `out` is as it was before. A condition of the configuration that does not hold is no error: see
+    /// [`Quantized::failed_checks`].
+    ///
+    /// # Errors
+    /// `Rules` as [`Job::check`]; those of [`Job::open_data`]; `Io` when `out` cannot be written to; `Quantizer` for
+    /// quantizers that ONNX cannot express where they stand; `Verification` when what was written does not compute what
+    /// was simulated; the errors of engine and data.
+    pub fn quantize(&self, out: &Path, progress: &dyn Progress) -> Result<Quantized> {
+        self.check()?;
+        let data = self.open_data()?;
+        self.check_outputs(out, &data)?;
+        let outputs = Outputs::create(out)?;
+        let places = self.outputs(outputs.staging());
+
+        let judges = data.evaluation.as_ref().or(data.calibration.as_ref());
+        let shapes = self.shapes(data.calibration.as_ref().or(judges))?;
+        let estimates = self.calibrate(data.calibration.as_ref(), progress)?;
+        let exported = self.write_model(&places[0], progress)?;
+        let verification = self.verify(&places[0], &exported, judges, &shapes, progress)?;
+        let layers = self.layers(judges, &shapes, progress)?;
+        let section = self.config.evaluation.as_ref();
+        let evaluation = match (section, &data.evaluation) {
+            (Some(section), Some(samples)) => {
+                Some(self.evaluate(&places[0], samples, section, progress)?)
+            }
+            _ => None,
+        };
+        let plan = self.plan()?;
+        self.save_state(outputs.staging(), &plan)?;
+
+        let checks = match (section, &evaluation) {
+            (Some(section), Some(evaluation)) => checks(section, evaluation),
+            _ => Vec::new(),
+        };
+        let written = [&places[0], &places[2], &places[3]];
+        let files: Vec<SourceFile> = written
+            .into_iter()
+            .map(|path| source_file(path, Some(outputs.staging())))
+            .collect::<Result<_>>()?;
+        let report = Report {
+            schema_version: REPORT_VERSION,
+            program: Program { name: "fastforward", version: env!("CARGO_PKG_VERSION") },
+            config: source_file(self.config.name().as_ref(), None)?,
+            data: SourceData {
+                calibration: data.calibration.as_ref().map(source_samples).transpose()?,
+                evaluation: data.evaluation.as_ref().map(source_samples).transpose()?,
+            },
+            seeds: Vec::new(),
+            options: ReportedOptions {
+                activations: match self.activations() {
+                    Signedness::Unsigned => "u8",
+                    Signedness::Signed => "s8",
+                },
+            },
+            batch_norm: BatchNorm {
+                folded: self.folded.folded.iter().map(ToString::to_string).collect(),
+                kept: self.folded.kept.iter().map(ToString::to_string).collect(),
+            },
+            slots: reported_slots(&plan, &estimates),
+            model: SourceModel { sha256: self.model_sha256.clone(), summary: plan.model },
+            rules: plan.rules,
+            evaluation,
+            layers,
+            export: exported.summary,
+            verification,
+            checks,
+            files,
+        };
+        let mut text = serde_json::to_string_pretty(&report).map_err(|error| {
+            Error::new(ErrorKind::Io, format!("cannot write the report: {error}"))
+        })?;
+        text.push('\n');
+        write_whole(&places[1], |file| file.write_all(text.as_bytes()))?;
+        outputs.publish(REPORT)?;
+        let [model, report_file] = [0, 1].map(|at| self.outputs(out)[at].clone());
+        Ok(Quantized { report, model, report_file })
+    }
+
+    /// The shapes of activations, as far as two samples show them.
+    fn shapes(&self, samples: Option<&Samples>) -> Result<ShapeTable> {
+        let Some(batch) = samples.and_then(|samples| samples.batches().next()).transpose()? else {
+            return Ok(ShapeTable::stated(&self.model));
+        };
+        let first: Vec<(String, Tensor)> = batch
+            .inputs
+            .into_iter()
+            .map(|(name, tensor)| {
+                let rows = tensor.shape().first().map_or(0, |&rows| rows.min(2));
+                Ok((name, tensor.rows(0..rows)?))
+            })
+            .collect::<Result<_>>()?;
+        let inputs: Vec<BatchInput<'_>> =
+            first.iter().map(|(name, tensor)| BatchInput { name, tensor, shared: false }).collect();
+        let engine = Engine::new(&self.model, &self.engine_options())?;
+        ShapeTable::recorded(&self.model, &engine, &inputs)
+    }
+
+    /// Sets the range of every quantizer that has one.
+    fn calibrate(
+        &self,
+        samples: Option<&Samples>,
+        progress: &dyn Progress,
+    ) -> Result<HashMap<String, SlotEstimate>> {
+        let mut sites = Vec::new();
+        let mut observers = Vec::new();
+        for site in self.tree.set_slots() {
+            let resolved = self.resolution.slot(&site.name);
+            let rule = resolved.and_then(|slot| slot.winner).map(|winner| winner.rule);
+            let estimator = rule.and_then(|rule| self.config.rules[rule].estimator.as_ref());
+            let Some(estimator) = estimator else { continue };
+            let names = resolved.map_or_else(|| vec![site.name.clone()], |slot| slot.names.clone());
+            let entry = SlotEntry { names, slot: site.slot.clone() };
+            let options = ObserverOptions { update: UpdatePolicy::AtEnd, ..Default::default() };
+            observers.push(Observing(RangeObserver::new(entry, estimator.build()?, options)?));
+            sites.push(site);
+        }
+        let watched = sites
+            .iter()
+            .zip(&mut observers)
+            .map(|(&site, observer)| Watched { site, observer })
+            .collect();
+        progress.start(Stage::Calibrate, samples.map_or(0, Samples::len));
+        calibrate(
+            &self.model,
+            watched,
+            batches(samples),
+            &self.run_options(),
+            &mut Steps::new(samples, progress),
+        )?;
+        let mut estimates = HashMap::new();
+        let mut problems = Vec::new();
+        for Observing(observer) in &mut observers {
+            match observer.finish() {
+                Ok(estimate) => {
+                    estimates.insert(observer.name().to_owned(), estimate);
+                }
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        progress.finish();
+        if problems.is_empty() {
+            return Ok(estimates);
+        }
+        Err(Error::many(ErrorKind::Core(fastforward_core::ErrorKind::NoData), problems))
+    }
+
+    fn write_model(&self, path: &Path, progress: &dyn Progress) -> Result<Exported> {
+        progress.start(Stage::Export, 0);
+        let exported = export(&self.model, &self.tree, &self.export_options())?;
+        exported.model.save(path)?;
+        progress.finish();
+        Ok(exported)
+    }
+
+    fn verify(
+        &self,
+        path: &Path,
+        exported: &Exported,
+        samples: Option<&Samples>,
+        shapes: &ShapeTable,
+        progress: &dyn Progress,
+    ) -> Result<Verification> {
+        progress.start(Stage::Verify, samples.map_or(0, Samples::len));
+        let verification = verify(
+            path,
+            &self.model,
+            &self.tree,
+            &exported.summary,
+            batches(samples),
+            &VerifyOptions { engine: self.engine_options(), shapes: shapes.clone() },
+            &mut Steps::new(samples, progress),
+        )?;
+        progress.finish();
+        Ok(verification)
+    }
+
+    fn layers(
+        &self,
+        samples: Option<&Samples>,
+        shapes: &ShapeTable,
+        progress: &dyn Progress,
+    ) -> Result<Layers> {
+        let options = SimulateOptions { shapes: shapes.clone(), ..SimulateOptions::default() };
+        let simulated = simulate(&self.model, &self.tree, &options)?;
+        progress.start(Stage::Compare, samples.map_or(0, Samples::len));
+        let differences = compare_layers(
+            &self.model,
+            &self.tree,
+            &simulated,
+            batches(samples),
+            &self.run_options(),
+            &mut Steps::new(samples, progress),
+        )?;
+        progress.finish();
+        Ok(Layers { samples: samples.map_or(0, Samples::len), differences })
+    }
+
+    /// The metrics of the model as it was given, and of the file that was written.
+    fn evaluate(
+        &self,
+        path: &Path,
+        samples: &Samples,
+        section: &EvaluationSection,
+        progress: &dyn Progress,
+    ) -> Result<Evaluation> {
+        let written = Model::load(path)?;
+        let source = self.original.path().unwrap_or(Path::new(""));
+        let models = [(&self.original, source), (&written, path)];
+        measure(&models, samples, section, &self.engine_options(), progress, None)
+    }
+
+    fn save_state(&self, folder: &Path, plan: &Plan) -> Result<()> {
+        let rules = plan.slots.iter().filter_map(|slot| {
+            let rule = &plan.rules[slot.rule?];
+            let text = format!("{} ({}:{})", rule.label(), plan.config, rule.line);
+            Some((slot.names[0].clone(), text))
+        });
+        let info = StateInfo {
+            model: plan.model.file.clone(),
+            model_sha256: Some(self.model_sha256.clone()),
+            rules: rules.collect(),
+        };
+        Ok(save_quantization_state(self.tree.root(), &folder.join(STATE), &info, false)?)
+    }
+
+    fn export_options(&self) -> ExportOptions {
+        ExportOptions { activations: self.activations(), ..ExportOptions::default() }
+    }
+
+    /// What will stand in the exported file at a site, or why nothing can.
+    pub(super) fn exported_as(&self, site: &Site) -> Option<String> {
+        if site.slot.is_stub() {
+            return None;
+        }
+        Some(match self.export_options().stored_as(site) {
+            Ok(stored) => format!("{} codes, operator set {} or newer", stored.dtype, stored.opset),
+            Err(error) => format!("not possible: {error}"),
+        })
+    }
+
+    fn activations(&self) -> Signedness {
+        match self.options.activations.or(self.config.export.activations) {
+            Some(ActivationType::Signed) => Signedness::Signed,
+            Some(ActivationType::Unsigned) | None => Signedness::Unsigned,
+        }
+    }
+
+    fn run_options(&self) -> RunOptions {
+        RunOptions { engine: self.engine_options(), ..RunOptions::default() }
+    }
+}
+
+/// A range observer at a site.
+struct Observing(RangeObserver);
+
+impl SiteObserver for Observing {
+    fn observe(&mut self, x: ArrayView<'_>) -> Result<(), fastforward_core::Error> {
+        self.0.observe(x)
+    }
+}
+
+/// The batches of samples; none without samples.
+fn batches(samples: Option<&Samples>) -> impl Iterator<Item = Result<Batch>> + '_ {
+    samples.into_iter().flat_map(|samples| samples.batches().map(|batch| Ok(batch?.inputs)))
+}
+
+/// Tells of batches as of samples.
+struct Steps<'p> {
+    progress: &'p dyn Progress,
+    batch_size: usize,
+    left: usize,
+}
+
+impl<'p> Steps<'p> {
+    fn new(samples: Option<&Samples>, progress: &'p dyn Progress) -> Self {
+        Self {
+            progress,
+            batch_size: samples.map_or(0, Samples::batch_size),
+            left: samples.map_or(0, Samples::len),
+        }
+    }
+}
+
+impl calibrate::Progress for Steps<'_> {
+    fn batch(&mut self, _done: usize, _total: Option<usize>) {
+        let done = self.batch_size.min(self.left);
+        self.left -= done;
+        self.progress.advance(done);
+    }
+}
+
+fn reported_slots(plan: &Plan, estimates: &HashMap<String, SlotEstimate>) -> Vec<ReportedSlot> {
+    let slots = plan.slots.iter().map(|planned| ReportedSlot {
+        range: estimates.get(&planned.names[0]).and_then(ReportedRange::of),
+        planned: planned.clone(),
+    });
+    slots.collect()
+}
+
+fn source_samples(samples: &Samples) -> Result<SourceSamples> {
+    Ok(SourceSamples {
+        samples: samples.len(),
+        batch_size: samples.batch_size(),
+        files: samples.files()?,
+    })
+}
+
+/// A file with its hash, named relative to `folder` where one is given.
+fn source_file(path: &Path, folder: Option<&Path>) -> Result<SourceFile> {
+    let failed = |error| Error::io("read", path, error);
+    let below = folder.and_then(|folder| path.strip_prefix(folder).ok());
+    Ok(SourceFile {
+        file: match below {
+            Some(below) => below.to_string_lossy().replace('\\', "/"),
+            None => file_name(path),
+        },
+        size_bytes: path.metadata().map_err(failed)?.len(),
+        sha256: fastforward_core::files::sha256(path)?,
+    })
+}
+
+/// What the configuration demands of the quantized model.
+fn checks(section: &EvaluationSection, evaluation: &Evaluation) -> Vec<Check> {
+    let Some(found) = evaluation.value(1) else { return Vec::new() };
+    let mut checks = Vec::new();
+    // Written so that NaN does not hold.
+    if let Some(bound) = section.min_metric {
+        checks.push(Check { name: "min_metric", bound, found, holds: found >= bound });
+    }
+    if let Some(bound) = section.max_metric {
+        checks.push(Check { name: "max_metric", bound, found, holds: found <= bound });
+    }
+    if let (Some(bound), Some(float)) = (section.max_drop, evaluation.value(0)) {
+        let found = float - found;
+        checks.push(Check { name: "max_drop", bound, found, holds: found <= bound });
+    }
+    checks
+}
