@@ -173,6 +173,29 @@ fn bare(bencher: divan::Bencher<'_, '_>) {
     });
 }
 
+/// The same, knowing the full name of every node, as a walk of a query set does.
+fn bare_walk_with_names(node: Handle<'_>, path: &mut String, seen: &mut usize) {
+    node.for_each_child(&mut |name, child| {
+        let len = path.len();
+        path.push('.');
+        path.push_str(name);
+        *seen += 1;
+        black_box((&path, child.class(), child.tags()));
+        bare_walk_with_names(child, path, seen);
+        path.truncate(len);
+    });
+}
+
+#[divan::bench]
+fn bare_with_names(bencher: divan::Bencher<'_, '_>) {
+    let tree = Tree::transformer(MODULES);
+    bencher.bench_local(|| {
+        let mut seen = 0;
+        bare_walk_with_names(Handle(&tree, 0), &mut String::new(), &mut seen);
+        seen
+    });
+}
+
 #[divan::bench(args = [0, 1, 5, 20])]
 fn rules_in_one_walk(bencher: divan::Bencher<'_, '_>, rules: usize) {
     let tree = Tree::transformer(MODULES);

@@ -70,16 +70,6 @@ impl<'a> Matcher<'a> {
         matcher
     }
 
-    /// The place in `recent` of a step from this set.
-    fn recent_slot(&self, set: SetId, name: &str, class: Class, tags: Option<TagSet>) -> usize {
-        let mut hasher = FastHasher::default();
-        hasher.write(name.as_bytes());
-        hasher.write_u32(set);
-        class.hash(&mut hasher);
-        tags.map_or(&[][..], TagSet::as_slice).as_ptr().hash(&mut hasher);
-        hasher.finish() as usize % NUM_RECENT
-    }
-
     /// The set of states at the root.
     pub(super) fn start(&mut self) -> SetId {
         for &state in self.automaton.starts() {
@@ -107,11 +97,13 @@ impl<'a> Matcher<'a> {
             return self.step_by_truth(path, set, truth);
         }
         let (class, tags) = (node.class(), node.tags());
-        let slot = self.recent_slot(set, name, class, tags);
+        let words = Words::of(name);
+        let slot = words.slot(set, class, tags);
         let recent = &self.recent[slot];
         if let Some(result) = recent.result
-            && (recent.set, recent.class, recent.tags) == (set, Some(class), tags)
-            && recent.name == name
+            && (recent.words, recent.set) == (words, set)
+            && (recent.class, recent.tags) == (Some(class), tags)
+            && (words.are_whole_name() || recent.name == name)
         {
             return result;
         }
@@ -120,10 +112,13 @@ impl<'a> Matcher<'a> {
         let recent = &mut self.recent[slot];
         // The set may have been renumbered on the way.
         recent.set = path.last().copied().unwrap_or(DEAD);
+        recent.words = words;
         recent.class = Some(class);
         recent.tags = tags;
         recent.name.clear();
-        recent.name.push_str(name);
+        if !words.are_whole_name() {
+            recent.name.push_str(name);
+        }
         recent.result = Some(result);
         result
     }
@@ -241,11 +236,47 @@ const NUM_RECENT: usize = 1 << 11;
 /// A step that was taken, and where it led.
 #[derive(Clone, Default)]
 struct Recent {
+    words: Words,
     set: SetId,
-    name: String,
     class: Option<Class>,
     tags: Option<TagSet>,
+    /// The name, if it is more than its words.
+    name: String,
     result: Option<(SetId, u32)>,
+}
+
+/// The beginning and the end of a name, and its length: all of a name of at most 16 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct Words {
+    first: u64,
+    last: u64,
+    len: usize,
+}
+
+impl Words {
+    fn of(name: &str) -> Self {
+        let bytes = name.as_bytes();
+        let len = bytes.len();
+        let (first, last) = match (bytes.first_chunk(), bytes.last_chunk()) {
+            (Some(&first), Some(&last)) => (u64::from_le_bytes(first), u64::from_le_bytes(last)),
+            _ => (bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte)), 0),
+        };
+        Words { first, last, len }
+    }
+
+    fn are_whole_name(self) -> bool {
+        self.len <= 16
+    }
+
+    /// The place in `recent` of a step from this set.
+    fn slot(self, set: SetId, class: Class, tags: Option<TagSet>) -> usize {
+        let mut hasher = FastHasher::default();
+        hasher.write_u64(self.first);
+        hasher.write_u64(self.last ^ (self.len as u64) << 32 ^ u64::from(set));
+        class.hash(&mut hasher);
+        tags.map_or(0, |tags| tags.as_slice().as_ptr().addr()).hash(&mut hasher);
+        hasher.finish() as usize % NUM_RECENT
+    }
 }
 
 fn set_bit(bits: &mut [u64], index: u32, value: bool) {
