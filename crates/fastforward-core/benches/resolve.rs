@@ -1,0 +1,141 @@
+//! Twenty rules over a model of 100,000 nodes, beside a bare walk of the same model.
+//!
+//! `cargo bench -p fastforward-core --bench resolve`. The goal is within five times the bare walk.
+
+use divan::{Bencher, black_box};
+use fastforward_core::module::{Module, NodeRef, Visitor, VisitorMut, classes};
+use fastforward_core::quantization::QuantizerSlot;
+use fastforward_core::quantization::quant_init::{QuantizationConfig, QuantizerSpec};
+use mpath::{Class, Node, QuerySet};
+
+fn main() {
+    divan::main();
+}
+
+struct Layer {
+    class: Class,
+    children: Vec<(String, Layer)>,
+    slots: Vec<(&'static str, QuantizerSlot)>,
+}
+
+impl Module for Layer {
+    fn class(&self) -> Class {
+        self.class
+    }
+    fn visit<'a>(&'a self, visitor: &mut dyn Visitor<'a>) {
+        self.children.iter().for_each(|(name, child)| visitor.module(name, child));
+        self.slots.iter().for_each(|(name, slot)| visitor.slot(name, slot));
+    }
+    fn visit_mut(&mut self, visitor: &mut dyn VisitorMut) {
+        self.children.iter_mut().for_each(|(name, child)| visitor.module(name, child));
+        self.slots.iter_mut().for_each(|(name, slot)| visitor.slot(name, slot));
+    }
+}
+
+fn class(name: &str) -> Class {
+    Class::define(name, &format!("bench::{name}"), &[classes::module()])
+}
+
+fn linear(with_bias: bool) -> Layer {
+    let mut slots = vec![
+        ("input_quantizer", QuantizerSlot::input()),
+        ("weight_quantizer", QuantizerSlot::weight(&[64, 64])),
+        ("output_quantizer", QuantizerSlot::output()),
+    ];
+    if with_bias {
+        slots.insert(2, ("bias_quantizer", QuantizerSlot::bias(&[64])));
+    }
+    Layer { class: class("Linear"), children: vec![], slots }
+}
+
+fn scope(class_name: &str, children: Vec<(&str, Layer)>) -> Layer {
+    let children = children.into_iter().map(|(name, child)| (name.to_owned(), child)).collect();
+    Layer { class: class(class_name), children, slots: vec![] }
+}
+
+/// A decoder of 2,704 blocks of 37 nodes: 100,048 nodes below the root.
+fn model() -> Layer {
+    let block = || {
+        let projections = ["q_proj", "k_proj", "v_proj", "o_proj"];
+        let attention = projections.map(|name| (name, linear(false))).into();
+        let mlp = ["gate_proj", "up_proj", "down_proj"].map(|name| (name, linear(true))).into();
+        let norm = Layer {
+            class: class("RmsNorm"),
+            children: vec![],
+            slots: vec![("output_quantizer", QuantizerSlot::output())],
+        };
+        scope("Block", vec![
+            ("self_attn", scope("Attention", attention)),
+            ("mlp", scope("Mlp", mlp)),
+            ("norm", norm),
+        ])
+    };
+    let layers = (0..2_704).map(|at| (at.to_string(), block())).collect();
+    let layers = Layer { class: class("ModuleList"), children: layers, slots: vec![] };
+    scope("Model", vec![("layers", layers), ("head", linear(false))])
+}
+
+fn rules(model: &Layer) -> QuantizationConfig {
+    let mut config = QuantizationConfig::for_model(model);
+    for query in [
+        "**/[quantizer:parameter/weight]",
+        "**/[quantizer:activation/input]",
+        "**/[quantizer:activation/output]",
+        "**/[quantizer:parameter/bias]",
+        "layers/*/self_attn/*/[quantizer:parameter/weight]",
+        "layers/*/mlp/*/[quantizer:parameter/weight]",
+        "layers/*/mlp/down_proj/**",
+        "layers/[re:\\d*[05\\]]/**/weight_quantizer",
+        "layers/{0, 1, 2}/**",
+        "**/[cls:Attention]/{q_proj, k_proj}/output_quantizer",
+        "**/[cls:Mlp]/**/[quantizer:activation/output]",
+        "**/~[cls:Linear]/output_quantizer",
+        "**/norm/*",
+        "**/v_proj/[quantizer:activation]",
+        "head/**",
+        "layers/[re:1.*]/norm/output_quantizer",
+        "**/o_proj/input_quantizer",
+        "layers/**/gate_proj/[quantizer:parameter]",
+        "layers/*/{mlp/up_proj, self_attn/o_proj}/bias_quantizer",
+        "**/[cls:Block]/mlp/**/input_quantizer",
+    ] {
+        config.add_rule(query, QuantizerSpec::linear(8)).expect("the queries parse");
+    }
+    config
+}
+
+fn count(node: NodeRef<'_>) -> usize {
+    let mut nodes = 1;
+    node.for_each_child(&mut |name, child| {
+        black_box(name);
+        nodes += count(child);
+    });
+    nodes
+}
+
+#[divan::bench]
+fn bare_walk(bencher: Bencher<'_, '_>) {
+    let model = model();
+    bencher.bench_local(|| count(NodeRef::Module(&model)));
+}
+
+#[divan::bench]
+fn match_20_rules(bencher: Bencher<'_, '_>) {
+    let model = model();
+    let config = rules(&model);
+    let queries: Vec<_> = config.rules().iter().map(|rule| rule.query.clone()).collect();
+    bencher.bench_local(|| {
+        let mut matches = 0;
+        let set = QuerySet::new(&queries).expect("the queries are small");
+        set.walk(NodeRef::Module(&model), |visit| matches += visit.matches.len())
+            .expect("the model is small enough");
+        matches
+    });
+}
+
+#[divan::bench]
+fn resolve_20_rules(bencher: Bencher<'_, '_>) {
+    let model = model();
+    let config = rules(&model);
+    bencher.bench_local(|| config.resolve(&model).expect("the model is small enough").slots.len());
+}
