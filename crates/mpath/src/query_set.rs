@@ -186,3 +186,79 @@ impl std::fmt::Debug for QuerySet {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::{Class, Context, Facts, PredicateFragment, SearchOptions, TagSet, search};
+
+    /// A node of a tree without end but for its depth, in which names follow from where they stand.
+    #[derive(Clone, Copy)]
+    struct Grown {
+        seed: u64,
+        depth: u32,
+    }
+
+    impl Facts for Grown {
+        fn class(&self) -> Class {
+            Class::define("Grown", "query_set::Grown", &[])
+        }
+
+        fn tags(&self) -> Option<TagSet> {
+            None
+        }
+    }
+
+    impl Node for Grown {
+        fn for_each_child(&self, visit: &mut dyn FnMut(&str, Self)) {
+            let num_children = if self.depth == 7 { 0 } else { 3 };
+            for i in 0..num_children {
+                let seed = (self.seed + i).wrapping_mul(0x5851_f42d_4c95_7f2d).rotate_left(29);
+                let name = [
+                    "a",
+                    "b",
+                    "c",
+                    "d",
+                    "a_name_of_more_than_16_bytes",
+                    "a_name_of_less_than_99_bytes",
+                ][(seed >> 7) as usize % 6];
+                visit(&format!("{name}{i}"), Grown { seed, depth: self.depth + 1 });
+            }
+        }
+    }
+
+    /// In this build the matcher keeps next to nothing: what it forgets must not change what matches.
+    #[test]
+    fn forgetting_changes_nothing() {
+        let context = Context::new();
+        let texts =
+            ["**/a0/**", "**/[re:b.]/**/a1", "*/{**, c1}/**/~a0/d2", "{a0/**, **/c2}/*", "**"];
+        let mut selectors: Vec<Selector> =
+            texts.iter().map(|text| context.query(text).unwrap()).collect();
+        for with_predicate in [false, true] {
+            if with_predicate {
+                let even = PredicateFragment::new(|name, _| name.ends_with(['0', '2']));
+                selectors.push(Selector::root() / Selector::from_fragment(even) / Selector::root());
+            }
+            let root = Grown { seed: 7, depth: 0 };
+            let mut walked = vec![BTreeSet::new(); selectors.len()];
+            QuerySet::new(&selectors)
+                .unwrap()
+                .walk(root, |visit| {
+                    for &query in visit.matches {
+                        walked[query as usize].insert(visit.path.full_name());
+                    }
+                })
+                .unwrap();
+            for (selector, walked) in selectors.iter().zip(walked) {
+                let found = search(selector, root, &SearchOptions::new(&context)).unwrap();
+                let found: BTreeSet<String> =
+                    found.map(|name, _| name.to_owned()).into_iter().collect();
+                assert!(!found.is_empty(), "{selector}");
+                assert_eq!(walked, found, "{selector}");
+            }
+        }
+    }
+}
