@@ -145,7 +145,7 @@ pub fn export(model: &Model, tree: &Tree, options: &ExportOptions) -> Result<Exp
     let mut written = model.clone();
     writer.edits.apply(written.graph_mut());
     remove_replaced(&mut written, &placement);
-    let opset = raise_opset(&mut written, writer.needs)?;
+    let opset = raise_opset(&mut written, &writer.needs)?;
     written.check()?;
     let summary = ExportSummary {
         size: SizeChange::between(model, &written),
@@ -158,13 +158,24 @@ pub fn export(model: &Model, tree: &Tree, options: &ExportOptions) -> Result<Exp
 }
 
 /// Brings the model to the highest of the operator sets that sites need.
-fn raise_opset(model: &mut Model, needs: Vec<(i64, String)>) -> Result<OpsetChange> {
+fn raise_opset(model: &mut Model, needs: &[Need]) -> Result<OpsetChange> {
     let before = model.opset("").unwrap_or(1);
-    let after = needs.iter().map(|(version, _)| *version).fold(before, i64::max);
-    let reasons: Vec<String> = needs
+    let after = needs.iter().map(|need| need.version).fold(before, i64::max);
+    // One reason for each kind of need, with the first site that has it.
+    let mut kinds: Vec<(&str, &str, usize)> = Vec::new();
+    for need in needs.iter().filter(|need| need.version == after && after > before) {
+        match kinds.iter_mut().find(|(what, ..)| *what == need.what) {
+            Some((_, _, others)) => *others += 1,
+            None => kinds.push((need.what, &need.site, 0)),
+        }
+    }
+    let reasons: Vec<String> = kinds
         .into_iter()
-        .filter(|(version, _)| *version == after && after > before)
-        .map(|(_, reason)| reason)
+        .map(|(what, site, others)| match others {
+            0 => format!("{what} of `{site}`"),
+            1 => format!("{what} of `{site}` and 1 other site"),
+            n => format!("{what} of `{site}` and {n} other sites"),
+        })
         .collect();
     let rewritten = opset::upgrade(model, after).map_err(|error| match reasons.first() {
         Some(reason) => error.within(format_args!("operator set {after}, needed for {reason}")),
@@ -173,12 +184,18 @@ fn raise_opset(model: &mut Model, needs: Vec<(i64, String)>) -> Result<OpsetChan
     Ok(OpsetChange { before, after, reasons, rewritten })
 }
 
+/// An operator set that a site needs, and for what.
+struct Need {
+    version: i64,
+    what: &'static str,
+    site: String,
+}
+
 struct Writer<'o> {
     options: &'o ExportOptions,
     names: Names,
     edits: Edits,
-    /// Operator sets that are needed, and for what.
-    needs: Vec<(i64, String)>,
+    needs: Vec<Need>,
     constants: Vec<WrittenConstant>,
     activations: Vec<WrittenActivation>,
     problems: Vec<String>,
@@ -328,7 +345,11 @@ impl Writer<'_> {
         edits.add_initializer(tensor_from_f32(&low, &[], &[bound(parameters.lo())]));
         edits.add_initializer(tensor_from_f32(&high, &[], &[bound(parameters.hi())]));
         edits.insert(position, node("Clip", &name, &[source, &low, &high], &[&clipped]));
-        self.needs.push((11, format!("the narrow range of `{}`", activation.sites[0])));
+        self.needs.push(Need {
+            version: 11,
+            what: "the narrow range",
+            site: activation.sites[0].clone(),
+        });
         Ok(clipped)
     }
 
@@ -344,7 +365,7 @@ impl Writer<'_> {
                 ),
             ));
         }
-        self.needs.push((version, format!("{what} of `{place}`")));
+        self.needs.push(Need { version, what, site: place.to_owned() });
         Ok(())
     }
 }

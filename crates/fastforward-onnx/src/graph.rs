@@ -319,7 +319,8 @@ impl ValueInfo {
                     Some(dimension::Value::DimValue(size)) => {
                         usize::try_from(*size).map_or(Dim::Unknown, Dim::Fixed)
                     }
-                    Some(dimension::Value::DimParam(name)) if !name.is_empty() => {
+                    // Some exporters write `?` for every size they do not know.
+                    Some(dimension::Value::DimParam(name)) if !name.is_empty() && name != "?" => {
                         Dim::Symbolic(name.clone())
                     }
                     _ => Dim::Unknown,

@@ -6,6 +6,12 @@
 //! computed by name ([`engine::Engine`]), it is rewritten ([`rewrite`]), and it is
 //! written back with every untouched part as it was.
 //!
+//! Quantization goes through a [`tree::Tree`] of slots: rules fill them,
+//! [`calibrate`] shows each slot its data, [`simulate`] computes the graph with
+//! the quantizers at work, [`export`] writes them as `QuantizeLinear` and
+//! `DequantizeLinear`, [`verify`] reads the file back and proves that it means the
+//! same, and [`compare`] tells which layer loses what.
+//!
 //! ```no_run
 //! use std::path::Path;
 //! use fastforward_onnx::{engine::{Engine, EngineOptions}, graph::Model, tensor::Tensor};
@@ -27,6 +33,11 @@
 //! else is a view over them. Execution belongs to rten. What rten cannot
 //! execute is expressed by plain nodes in a *working copy* ([`lower`]), which
 //! is never what is written.
+//!
+//! What the quantizers ask of the graph (which reader sees which value on which
+//! grid, which bias gets which scale) is decided once, for simulation and export
+//! alike. Both then only put their nodes where that decision says, so that they
+//! can differ in nothing but arithmetic, which [`verify`] compares.
 
 #![forbid(unsafe_code)]
 

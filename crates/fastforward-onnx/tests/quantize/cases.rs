@@ -133,7 +133,7 @@ fn blocks_of_4_bits_raise_the_operator_set() {
     let outcome = check_fashion(&recipe, 25);
     let summary = &outcome.exported.summary;
     assert_eq!((summary.opset.before, summary.opset.after), (13, 21));
-    assert_eq!(summary.opset.reasons[0], "4-bit codes of `pw.weight_quantizer`");
+    assert_eq!(summary.opset.reasons, ["4-bit codes of `pw.weight_quantizer` and 5 other sites"]);
     assert_eq!(outcome.exported.model.proto().ir_version(), 10);
     let res1 = summary.constants.iter().find(|one| one.value == "res1.weight").unwrap();
     // One scale per output channel, block and kernel position: [32, 2, 3, 3].

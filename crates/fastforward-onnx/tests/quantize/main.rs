@@ -5,4 +5,6 @@
 mod cases;
 mod data;
 mod graphs;
+mod outline;
+mod pypi;
 mod way;

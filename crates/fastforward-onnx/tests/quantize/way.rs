@@ -108,17 +108,17 @@ pub(crate) fn engine(model: &Model) -> Engine {
 }
 
 /// The smallest and largest value of each tile.
-struct MinMax {
+pub(crate) struct MinMax {
     quantizer: Arc<dyn Quantizer>,
     range: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 impl MinMax {
-    fn new(quantizer: Arc<dyn Quantizer>) -> Self {
+    pub(crate) fn new(quantizer: Arc<dyn Quantizer>) -> Self {
         Self { quantizer, range: None }
     }
 
-    fn finish(self) {
+    pub(crate) fn finish(self) {
         let (min, max) = self.range.unwrap();
         self.quantizer.as_range_settable().unwrap().set_quantization_range(&min, &max).unwrap();
     }
