@@ -4,20 +4,25 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use mpath::FilterResult;
 use serde::Serialize;
 
 use super::config::EstimatorFactory;
 use super::estimator::TileRanges;
 use super::observer::{InitialRange, ObserverOptions, RangeObserver, UpdatePolicy, settable};
-use crate::module::{Module, SlotEntry, named_slots};
-use crate::quantization::quantizer::{Flow, OverrideGuard, Quantizer, QuantizerOverride};
+use crate::module::{Module, NodeRef, SlotEntry, named_slots};
+use crate::quantization::quant_init::QuantizerCollection;
+use crate::quantization::quantizer::{
+    Flow, OverrideGuard, Quantizer, QuantizerOverride, QuantizerSlot,
+};
 use crate::{ArrayView, Error, ErrorKind};
 
 /// Puts an estimator on every quantizer of a model, of several modules, or of a list of slots (spec §6.2).
 ///
 /// While the guard lives, data that flows through a slot is seen by its estimator and then quantized with the range found
-/// so far, or goes on unchanged (see [`EstimationOptions::disable_quantization`]). Stubs are left alone. A slot that is
-/// reached under several names has one estimator, which sees the data of all its uses.
+/// so far, or goes on unchanged (see [`EstimationOptions::disable_quantization`]). Stubs are left alone. A quantizer that
+/// is reached under several names, because slots are shared or several hold it, has one estimator, which sees the data of
+/// all its uses.
 ///
 /// Dropping the guard removes the estimators, also when a panic or an early return does it; ranges that were written stay.
 /// [`EstimationGuard::finish`] writes the final ranges and reports.
@@ -40,7 +45,7 @@ pub fn estimate_ranges<S: SlotSource + ?Sized>(
 /// The same with an estimator for each slot, as rules give them.
 ///
 /// # Errors
-/// As for [`estimate_ranges`]; and [`ErrorKind::InvalidSettings`] when one slot is to have two different estimators.
+/// As for [`estimate_ranges`]; and [`ErrorKind::InvalidSettings`] when one quantizer is to have two different estimators.
 pub fn estimate_ranges_with(
     slots: Vec<(SlotEntry, EstimatorFactory)>,
     options: EstimationOptions,
@@ -48,11 +53,7 @@ pub fn estimate_ranges_with(
     let mut observers = Vec::new();
     let mut skipped = Vec::new();
     let mut problems: Vec<Error> = Vec::new();
-    for (entry, factory) in unique(slots)? {
-        let quantizer = entry.slot.quantizer();
-        if quantizer.is_stub() {
-            continue;
-        }
+    for Estimated { quantizer, entry, slots, factory } in distinct(slots)? {
         let name = entry.name().to_owned();
         if let Err(error) = settable(&*quantizer) {
             if options.skip_unsupported {
@@ -68,7 +69,7 @@ pub fn estimate_ranges_with(
             .map_err(|error| error.at(format_args!("`{name}`")))
             .and_then(|estimator| RangeObserver::new(entry, estimator, options.observer()));
         match observer {
-            Ok(observer) => observers.push(Arc::new(Mutex::new(observer))),
+            Ok(observer) => observers.push((Arc::new(Mutex::new(observer)), slots)),
             Err(error) => problems.push(error),
         }
     }
@@ -79,15 +80,14 @@ pub fn estimate_ranges_with(
     }
     let overrides = observers
         .iter()
-        .map(|observer| {
-            let observing = Observing {
+        .flat_map(|(observer, slots)| slots.iter().map(move |slot| (observer, slot)))
+        .map(|(observer, slot)| {
+            slot.push_override(Arc::new(Observing {
                 observer: Arc::clone(observer),
                 disable_quantization: options.disable_quantization,
-            };
-            let slot = lock(observer).map(|observer| observer.entry().slot.clone())?;
-            Ok(slot.push_override(Arc::new(observing)))
+            }))
         })
-        .collect::<Result<_, Error>>()?;
+        .collect();
     Ok(EstimationGuard { overrides, observers, skipped, no_data: options.no_data })
 }
 
@@ -158,6 +158,17 @@ impl SlotSource for [(&str, &dyn Module)] {
     }
 }
 
+/// What a query found, in the order of the collection.
+impl SlotSource for QuantizerCollection<'_> {
+    fn slot_entries(&self) -> Vec<SlotEntry> {
+        let entry = |(result, slot): (&FilterResult<NodeRef<'_>>, &QuantizerSlot)| SlotEntry {
+            names: result.full_names().map(str::to_owned).collect(),
+            slot: slot.clone(),
+        };
+        self.results().iter().zip(self.slots()).map(entry).collect()
+    }
+}
+
 impl SlotSource for [SlotEntry] {
     fn slot_entries(&self) -> Vec<SlotEntry> {
         self.to_vec()
@@ -174,7 +185,8 @@ impl SlotSource for Vec<SlotEntry> {
 #[must_use = "estimation ends when the guard is dropped"]
 pub struct EstimationGuard {
     overrides: Vec<OverrideGuard>,
-    observers: Vec<Arc<Mutex<RangeObserver>>>,
+    /// Each with the slots that hold its quantizer.
+    observers: Vec<(Arc<Mutex<RangeObserver>>, Vec<QuantizerSlot>)>,
     skipped: Vec<SkippedSlot>,
     no_data: NoData,
 }
@@ -189,14 +201,14 @@ impl EstimationGuard {
     ///
     /// # Errors
     /// [`ErrorKind::NoData`] naming every quantizer that saw no data, unless they are to be reported only; before that,
-    /// any error of a quantizer that refuses its range, or of an estimator that panicked. All ranges that can be written
-    /// are, also then.
+    /// any error of a quantizer that refuses its range or no longer stands in its slot, or of an estimator that panicked.
+    /// All ranges that can be written are, also then.
     pub fn finish(mut self) -> Result<EstimationReport, Error> {
         self.overrides.clear();
         let mut slots = Vec::with_capacity(self.observers.len());
         let mut problems: Vec<Error> = Vec::new();
         let mut unseen = Vec::new();
-        for observer in &self.observers {
+        for (observer, held_by) in &self.observers {
             let mut observer = match lock(observer) {
                 Ok(observer) => observer,
                 Err(error) => {
@@ -204,6 +216,11 @@ impl EstimationGuard {
                     continue;
                 }
             };
+            let mut standing = held_by.iter().map(QuantizerSlot::quantizer);
+            if let Err(error) = standing.try_for_each(|found| observer.check_quantizer(&*found)) {
+                problems.push(error);
+                continue;
+            }
             if observer.batches() == 0 {
                 unseen.push(format!(
                     "{} saw no data, so calibration found no range for it",
@@ -219,7 +236,10 @@ impl EstimationGuard {
         }
         if let Some(first) = problems.first() {
             let kind = first.kind();
-            let problems: Vec<String> = problems.iter().map(Error::to_string).collect();
+            let mut problems: Vec<String> = problems.iter().map(Error::to_string).collect();
+            if self.no_data == NoData::Error {
+                problems.append(&mut unseen);
+            }
             return Err(Error::of_problems(kind, "ranges cannot be set", &problems));
         }
         if !unseen.is_empty() && self.no_data == NoData::Error {
@@ -275,36 +295,52 @@ pub struct SkippedSlot {
     pub reason: String,
 }
 
-/// Each slot once, with all the names under which it comes.
-fn unique(
-    slots: Vec<(SlotEntry, EstimatorFactory)>,
-) -> Result<Vec<(SlotEntry, EstimatorFactory)>, Error> {
-    let mut index: HashMap<usize, usize> = HashMap::new();
-    let mut found: Vec<(SlotEntry, EstimatorFactory)> = Vec::with_capacity(slots.len());
+/// A quantizer to be estimated, with every slot that holds it.
+struct Estimated {
+    quantizer: Arc<dyn Quantizer>,
+    /// The first of the slots, with the names of all.
+    entry: SlotEntry,
+    slots: Vec<QuantizerSlot>,
+    factory: EstimatorFactory,
+}
+
+/// Each quantizer once, stubs left out. Two estimators of one quantizer would overwrite each other's ranges.
+fn distinct(slots: Vec<(SlotEntry, EstimatorFactory)>) -> Result<Vec<Estimated>, Error> {
+    let mut index: HashMap<*const (), usize> = HashMap::new();
+    let mut found: Vec<Estimated> = Vec::with_capacity(slots.len());
     let mut conflicts = Vec::new();
     for (entry, factory) in slots {
-        let at = *index.entry(entry.slot.id()).or_insert(found.len());
-        let Some((first, chosen)) = found.get_mut(at) else {
-            found.push((entry, factory));
+        let quantizer = entry.slot.quantizer();
+        if quantizer.is_stub() {
+            continue;
+        }
+        let at = *index.entry(Arc::as_ptr(&quantizer).cast()).or_insert(found.len());
+        let Some(known) = found.get_mut(at) else {
+            let slots = vec![entry.slot.clone()];
+            found.push(Estimated { quantizer, entry, slots, factory });
             continue;
         };
-        if !chosen.is_same(&factory) {
+        if !known.factory.is_same(&factory) {
             conflicts.push(format!(
-                "`{}` and `{}` are one slot and cannot have two estimators",
-                first.name(),
+                "`{}` and `{}` are one quantizer and cannot have two estimators",
+                known.entry.name(),
                 entry.name()
             ));
         }
+        if known.slots.iter().all(|slot| slot.id() != entry.slot.id()) {
+            known.slots.push(entry.slot.clone());
+        }
         for name in entry.names {
-            if !first.names.contains(&name) {
-                first.names.push(name);
+            if !known.entry.names.contains(&name) {
+                known.entry.names.push(name);
             }
         }
     }
     if conflicts.is_empty() {
         Ok(found)
     } else {
-        Err(Error::of_problems(ErrorKind::InvalidSettings, "slots have two estimators", &conflicts))
+        let summary = "quantizers have two estimators";
+        Err(Error::of_problems(ErrorKind::InvalidSettings, summary, &conflicts))
     }
 }
 

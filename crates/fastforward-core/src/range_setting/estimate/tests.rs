@@ -4,6 +4,7 @@ use mpath::Class;
 
 use super::*;
 use crate::module::{Visitor, VisitorMut, classes};
+use crate::quantization::quant_init::find_quantizers;
 use crate::quantization::quantizer::QuantizerStub;
 use crate::quantization::{
     DynamicLinearQuantizer, DynamicLinearQuantizerConfig, LinearQuantizer, LinearQuantizerConfig,
@@ -208,6 +209,56 @@ fn stubs_are_left_alone_and_shared_slots_have_one_estimator() {
     assert_eq!(report.slots.len(), 1);
     assert_eq!(report.slots[0].names, ["a", "b", "c"]);
     assert_eq!(report.slots[0].batches, 3, "it sees the data of all its uses");
+}
+
+#[test]
+fn one_quantizer_in_two_slots_has_one_estimator_that_sees_both() {
+    let quantizer = linear(8).quantizer();
+    let hold = || {
+        let slot = QuantizerSlot::output();
+        slot.replace(Arc::clone(&quantizer));
+        slot
+    };
+    let model = Chain(vec![("a", hold()), ("b", hold())]);
+    let guard = running(&model, EstimationOptions::default()).unwrap();
+    let see = |at: usize, x: &[f32]| {
+        model.slot(at).forward(ArrayView::new(x, &[x.len()]).unwrap()).unwrap();
+    };
+    see(0, &[-8.0, 0.0]);
+    see(1, &[0.0, 2.0]);
+    let report = guard.finish().unwrap();
+    assert_close(model.range(0), (-8.0, 2.0));
+    assert_eq!(report.slots.len(), 1);
+    assert_eq!(
+        (report.slots[0].names.as_slice(), report.slots[0].batches),
+        (&["a".to_owned(), "b".to_owned()][..], 2)
+    );
+    model.assert_no_overrides();
+}
+
+#[test]
+fn what_a_query_found_is_a_source() {
+    let model = Chain::new(3);
+    let found = find_quantizers(&model, "{a, c}", None).unwrap();
+    let guard =
+        estimate_ranges(&found, EstimatorConfig::running_minmax(), Default::default()).unwrap();
+    let counts: Vec<usize> = model.0.iter().map(|(_, slot)| slot.override_count()).collect();
+    assert_eq!(counts, [1, 0, 1]);
+    drop(guard);
+    model.assert_no_overrides();
+}
+
+#[test]
+fn a_quantizer_replaced_after_its_last_batch_is_noticed_at_the_end() {
+    let model = Chain::new(3);
+    let guard = running(&model, EstimationOptions::default()).unwrap();
+    model.slot(0).forward(ArrayView::new(&[1.0], &[1]).unwrap()).unwrap();
+    model.slot(1).forward(ArrayView::new(&[1.0], &[1]).unwrap()).unwrap();
+    model.slot(0).replace(linear(4).quantizer());
+    let error = guard.finish().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnsafeUpdate);
+    let message = error.to_string();
+    assert!(message.contains("`a`: Linear") && message.contains("`c` saw no data"), "{message}");
 }
 
 #[test]
