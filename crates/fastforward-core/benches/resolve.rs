@@ -3,7 +3,7 @@
 //! `cargo bench -p fastforward-core --bench resolve`. The goal is within five times the bare walk.
 
 use divan::{Bencher, black_box};
-use fastforward_core::module::{Module, NodeRef, Visitor, VisitorMut, classes};
+use fastforward_core::module::{Module, NodeRef, Visitor, VisitorMut, classes, named_slots};
 use fastforward_core::quantization::QuantizerSlot;
 use fastforward_core::quantization::quant_init::{QuantizationConfig, QuantizerSpec};
 use mpath::{Class, Node, QuerySet};
@@ -64,11 +64,14 @@ fn model() -> Layer {
             children: vec![],
             slots: vec![("output_quantizer", QuantizerSlot::output())],
         };
-        scope("Block", vec![
-            ("self_attn", scope("Attention", attention)),
-            ("mlp", scope("Mlp", mlp)),
-            ("norm", norm),
-        ])
+        scope(
+            "Block",
+            vec![
+                ("self_attn", scope("Attention", attention)),
+                ("mlp", scope("Mlp", mlp)),
+                ("norm", norm),
+            ],
+        )
     };
     let layers = (0..2_704).map(|at| (at.to_string(), block())).collect();
     let layers = Layer { class: class("ModuleList"), children: layers, slots: vec![] };
@@ -117,6 +120,13 @@ fn count(node: NodeRef<'_>) -> usize {
 fn bare_walk(bencher: Bencher<'_, '_>) {
     let model = model();
     bencher.bench_local(|| count(NodeRef::Module(&model)));
+}
+
+/// What any answer about slots must at least do: walk, and name every slot.
+#[divan::bench]
+fn list_slots(bencher: Bencher<'_, '_>) {
+    let model = model();
+    bencher.bench_local(|| named_slots(&model).len());
 }
 
 #[divan::bench]

@@ -104,8 +104,7 @@ impl QuantizationConfig {
     pub fn resolve(&self, model: &dyn Module) -> Result<Resolution, Error> {
         let set = QuerySet::new(self.rules.iter().map(|rule| &rule.query)).map_err(query_error)?;
         let mut slots: Vec<SlotResolution> = Vec::new();
-        let mut index: HashMap<usize, usize> = HashMap::new();
-        let mut candidates: Vec<Vec<Candidate>> = Vec::new();
+        let mut index: HashMap<usize, usize, SlotIds> = HashMap::default();
         set.walk(NodeRef::Module(model), |visit| {
             let Some(slot) = visit.node.as_slot() else { return };
             let at = *index.entry(slot.id()).or_insert_with(|| {
@@ -116,28 +115,28 @@ impl QuantizationConfig {
                     winner: None,
                     losers: Vec::new(),
                 });
-                candidates.push(Vec::new());
                 slots.len() - 1
             });
-            slots[at].names.push(visit.path.full_name().to_owned());
+            // Until all rules are known, `losers` holds every rule that matches.
+            slots[at].names.push(visit.path.full_name());
             for &rule in visit.matches {
                 let rule = rule as usize;
                 // A slot with several names counts once per rule, under the first name that matches.
-                if candidates[at].iter().all(|known| known.rule != rule) {
+                if slots[at].losers.iter().all(|known| known.rule != rule) {
                     let score = match &self.score {
                         Some(score) => score(&self.rules[rule], &visit.to_result()),
                         None => self.rules[rule].priority,
                     };
-                    candidates[at].push(Candidate { rule, score });
+                    slots[at].losers.push(Candidate { rule, score });
                 }
             }
         })
         .map_err(query_error)?;
-        for (slot, mut found) in slots.iter_mut().zip(candidates) {
-            found.sort_by_key(|candidate| std::cmp::Reverse((candidate.score, candidate.rule)));
-            let mut found = found.into_iter();
-            slot.winner = found.next();
-            slot.losers = found.collect();
+        for slot in &mut slots {
+            slot.losers.sort_unstable_by_key(|known| std::cmp::Reverse((known.score, known.rule)));
+            if !slot.losers.is_empty() {
+                slot.winner = Some(slot.losers.remove(0));
+            }
         }
         let mut rules = Resolution::tally(&slots, &self.rules);
         for (usage, rule) in rules.iter_mut().zip(&self.rules) {
@@ -199,6 +198,25 @@ impl QuantizationConfig {
     }
 }
 
+/// Slots are told apart by addresses, which are spread well enough by one multiplication.
+type SlotIds = std::hash::BuildHasherDefault<SlotIdHasher>;
+
+#[derive(Default)]
+struct SlotIdHasher(u64);
+
+impl std::hash::Hasher for SlotIdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_usize(usize::from(byte)));
+    }
+    fn write_usize(&mut self, id: usize) {
+        // The high bits of the product depend on all bits of the number; the table looks at the low ones.
+        self.0 = (self.0 ^ id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_right(32);
+    }
+}
+
 /// What an initialization did.
 #[derive(Clone, Debug)]
 pub struct Initialization {
@@ -220,7 +238,7 @@ fn diagnose(rule: &Rule, model: &dyn Module) -> Result<String, Error> {
         .and_then(|set| {
             set.walk_matches(root, |visit| {
                 count += 1;
-                first.get_or_insert_with(|| visit.path.full_name().to_owned());
+                first.get_or_insert_with(|| visit.path.full_name());
             })
         })
         .map_err(query_error)?;
