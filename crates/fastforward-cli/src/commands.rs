@@ -9,10 +9,9 @@ mod quantize;
 
 use clap::CommandFactory;
 use fastforward_onnx::pipeline::JobOptions;
-use serde_json::Value;
 
 use crate::args::{Cli, Command, Common, JobArgs};
-use crate::output::{Exit, Outcome};
+use crate::output::Outcome;
 
 pub(crate) fn run(command: &Command, common: &Common) -> anyhow::Result<Outcome> {
     match command {
@@ -22,17 +21,16 @@ pub(crate) fn run(command: &Command, common: &Common) -> anyhow::Result<Outcome>
         Command::Explain(args) => explain::run(args, common),
         Command::Quantize(args) => quantize::run(args, common),
         Command::Evaluate(args) => evaluate::run(args, common),
-        Command::Completions(args) => Ok(completions(args.shell)),
+        Command::Completions(args) => completions(args.shell),
     }
 }
 
-fn completions(shell: clap_complete::Shell) -> Outcome {
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<Outcome> {
     let mut script = Vec::new();
     let mut command = Cli::command();
     clap_complete::generate(shell, &mut command, "fastforward", &mut script);
     let text = String::from_utf8_lossy(&script).into_owned();
-    let json = Value::String(text.clone());
-    Outcome { text, json, notes: Vec::new(), exit: Exit::Done }
+    Outcome::done(text.clone(), &text)
 }
 
 /// The options that every command on a job has.

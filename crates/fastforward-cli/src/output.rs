@@ -3,7 +3,6 @@
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
-use serde_json::Value;
 use terminal_size::{Width, terminal_size_of};
 
 /// The result of a command, for people and for programs, and how the program ends.
@@ -11,8 +10,8 @@ use terminal_size::{Width, terminal_size_of};
 pub(crate) struct Outcome {
     /// For standard output.
     pub(crate) text: String,
-    /// The same facts for programs.
-    pub(crate) json: Value,
+    /// The same facts for programs, as JSON text: what is said of a file and what stands in it are equal to the last digit.
+    pub(crate) json: String,
     /// Words about the result, for standard error.
     pub(crate) notes: Vec<String>,
     pub(crate) exit: Exit,
@@ -30,7 +29,7 @@ pub(crate) enum Exit {
 impl Outcome {
     /// A command that did what it should.
     pub(crate) fn done(text: String, json: &impl Serialize) -> anyhow::Result<Self> {
-        let json = serde_json::to_value(json)?;
+        let json = format!("{}\n", serde_json::to_string_pretty(json)?);
         Ok(Self { text, json, notes: Vec::new(), exit: Exit::Done })
     }
 
@@ -47,9 +46,7 @@ impl Outcome {
     /// When standard output takes no more, unless its reader has gone, as `head` does.
     pub(crate) fn print(&self, as_json: bool, quiet: bool) -> io::Result<()> {
         if as_json {
-            let mut text = serde_json::to_string_pretty(&self.json)?;
-            text.push('\n');
-            to_stdout(&text)?;
+            to_stdout(&self.json)?;
         } else {
             to_stdout(&self.text)?;
         }

@@ -116,7 +116,9 @@ impl fmt::Display for Error {
             [problem] => f.write_str(problem),
             problems => {
                 write!(f, "{} problems", problems.len())?;
-                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+                problems
+                    .iter()
+                    .try_for_each(|problem| write!(f, "\n  {}", problem.replace('\n', "\n  ")))
             }
         }
     }

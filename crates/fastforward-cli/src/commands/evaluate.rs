@@ -36,15 +36,16 @@ pub(super) fn scores(evaluation: &Evaluation, names: &[String]) -> String {
         .map(|model| model.metrics.iter().map(|one| (one.metric.as_str(), one.unit)).collect())
         .unwrap_or_default();
     let mut columns = vec![Column::flexible("model"), Column::right("bytes")];
-    columns.extend(metrics.iter().map(|(metric, _)| Column::right(metric)));
+    columns.extend(metrics.iter().map(|(metric, unit)| match *unit {
+        "" => Column::right(metric),
+        unit => Column::right(&format!("{metric} {unit}")),
+    }));
     let mut table = Table::new(columns);
     for (name, model) in names.iter().zip(&evaluation.models) {
         let mut row = vec![name.clone(), bytes(model.file_bytes)];
-        row.extend(metrics.iter().map(|(metric, unit)| match model.value(metric) {
-            None => String::new(),
-            Some(value) if unit.is_empty() => number(value),
-            Some(value) => format!("{} {unit}", number(value)),
-        }));
+        row.extend(
+            metrics.iter().map(|(metric, _)| model.value(metric).map_or_else(String::new, number)),
+        );
         table.row(row);
     }
     let samples = count(evaluation.samples as u64);

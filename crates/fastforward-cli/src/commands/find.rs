@@ -1,5 +1,6 @@
 //! `find`: what a query matches, and where it stops.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::ops::Range;
 
@@ -7,7 +8,7 @@ use fastforward_core::module::NodeRef;
 use fastforward_onnx::graph::Model;
 use fastforward_onnx::pipeline::Stop;
 use fastforward_onnx::tree::Tree;
-use mpath::{Aliases, Facts, SearchOptions, Selector};
+use mpath::{Aliases, Facts, QuerySet, SearchOptions, Selector};
 use serde::Serialize;
 
 use crate::args::Find;
@@ -68,8 +69,16 @@ fn find(
     only_slots: bool,
 ) -> anyhow::Result<Outcome> {
     let found = mpath::search(query, root, options)?;
+    // Printed in the order of the model, not in that of the search.
+    let mut position = HashMap::new();
+    QuerySet::new([query])?.walk_matches(root, |visit| {
+        let next = position.len();
+        position.entry(visit.path.full_name().to_owned()).or_insert(next);
+    })?;
+    let mut results: Vec<_> = found.iter().collect();
+    results.sort_by_key(|result| position.get(result.full_name()));
     let mut matches = Vec::new();
-    for result in found.iter() {
+    for result in results {
         let slot = result.node.as_slot();
         if only_slots && slot.is_none() {
             continue;

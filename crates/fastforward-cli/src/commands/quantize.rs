@@ -146,7 +146,7 @@ fn layers(report: &Report, all: bool) -> String {
     let mut table = Table::new([
         Column::flexible("worst first"),
         Column::flexible("value"),
-        Column::right("SQNR dB"),
+        Column::right("sqnr dB"),
         Column::right("max diff"),
     ]);
     for layer in layers.differences.iter().take(shown) {
@@ -154,7 +154,7 @@ fn layers(report: &Report, all: bool) -> String {
             layer.name.clone(),
             layer.value.clone(),
             number(layer.sqnr_db),
-            format!("{:.2e}", layer.max_abs_difference),
+            number(layer.max_abs_difference),
         ]);
     }
     let mut text = table.render(line_width());

@@ -58,8 +58,7 @@ pub fn evaluate(
         });
     };
     let batch_size = options.batch_size.unwrap_or(section.batch_size);
-    let samples = Samples::open(&section.data, &config.inputs, first, batch_size)
-        .map_err(|error| error.within("[evaluation]"))?;
+    let samples = Samples::open(&section.data, &config.inputs, first, batch_size, "[evaluation]")?;
     let engine = EngineOptions { n_threads: options.n_threads, ..EngineOptions::default() };
     let models: Vec<(&Model, &Path)> =
         loaded.iter().zip(models).map(|(model, path)| (model, path.as_path())).collect();

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use fastforward_core::config::{ActivationType, CalibrationSection, QuantConfigFile};
 use fastforward_core::files::sha256;
+use fastforward_core::module::NodeRef;
 use fastforward_core::quantization::quant_init::{
-    InitializeOptions, QuantizationConfig, Resolution,
+    Expect, InitializeOptions, QuantizationConfig, Resolution, RuleProblem,
 };
-use mpath::Context;
+use mpath::{Context, SegmentKind, Selector};
 
 use super::plan::Plan;
 use super::samples::Samples;
@@ -77,8 +78,7 @@ impl Job {
         let rules = config.quantization_config(tree.context()).map_err(in_rules)?;
         let resolution = rules.resolve(tree.root()).map_err(in_rules)?;
         if let Err(error) = rules.initialize(tree.root(), InitializeOptions::default()) {
-            let mut problems: Vec<String> =
-                resolution.problems().iter().map(ToString::to_string).collect();
+            let mut problems = rule_problems(&rules, &resolution, &tree);
             problems.push(error.to_string());
             return Err(Error::many(ErrorKind::Rules, problems));
         }
@@ -111,17 +111,21 @@ impl Job {
         SlotStory::new(self, path)
     }
 
-    /// Refuses rules that match nothing, never win, or do not match as often as they expect.
+    /// Refuses rules that match nothing, never win, or do not match as often as they expect, and quantizers that cannot
+    /// be exported where they stand.
     ///
     /// # Errors
-    /// `Rules` with every such rule.
+    /// `Rules` with every such rule and slot.
     pub fn check(&self) -> Result<()> {
-        let problems = self.resolution.problems();
-        if problems.is_empty() {
-            return Ok(());
-        }
-        let problems = problems.iter().map(ToString::to_string).collect();
-        Err(Error::many(ErrorKind::Rules, problems))
+        let problems = self.problems();
+        if problems.is_empty() { Ok(()) } else { Err(Error::many(ErrorKind::Rules, problems)) }
+    }
+
+    /// What [`Job::check`] refuses.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = rule_problems(&self.rules, &self.resolution, &self.tree);
+        problems.extend(self.tree.set_slots().filter_map(|site| self.export_problem(site)));
+        problems
     }
 
     /// Opens calibration and evaluation data, and checks what can be checked without reading samples.
@@ -129,10 +133,9 @@ impl Job {
     /// # Errors
     /// As [`Samples::open`], for both at once; `Input` when ranges need data and the configuration names none.
     pub fn open_data(&self) -> Result<JobData> {
-        let open = |data, batch_size, place: &str| {
+        let open = |data, batch_size, place| {
             let batch_size = self.options.batch_size.unwrap_or(batch_size);
-            Samples::open(data, &self.config.inputs, &self.model, batch_size)
-                .map_err(|error| error.within(place))
+            Samples::open(data, &self.config.inputs, &self.model, batch_size, place)
         };
         let calibration = match (&self.config.calibration, self.needs_data()) {
             (_, None) => Ok(None),
@@ -188,6 +191,49 @@ impl Job {
     pub(super) fn engine_options(&self) -> EngineOptions {
         EngineOptions { n_threads: self.options.n_threads, ..EngineOptions::default() }
     }
+}
+
+/// What is wrong with rules, and what was probably meant.
+fn rule_problems(rules: &QuantizationConfig, resolution: &Resolution, tree: &Tree) -> Vec<String> {
+    let problems = resolution.problems().into_iter().map(|problem| {
+        let text = problem.to_string();
+        let RuleProblem::Unexpected { rule: label, expected, matched } = problem else {
+            return text;
+        };
+        let wanted = match expected {
+            Expect::Exactly(count) | Expect::AtLeast(count) => count,
+            Expect::AtMost(_) => 0,
+        };
+        let rule = rules.rules().iter().find(|rule| rule.label() == label);
+        let dead = match rule {
+            Some(rule) if matched < wanted => dead_alternatives(&rule.query, tree),
+            _ => Vec::new(),
+        };
+        [&[text], dead.as_slice()].concat().join("; ")
+    });
+    problems.collect()
+}
+
+/// Why alternatives of groups match nothing, those that do not.
+fn dead_alternatives(query: &Selector, tree: &Tree) -> Vec<String> {
+    let mut dead = Vec::new();
+    for (group, segment) in query.segments().iter().enumerate() {
+        let SegmentKind::Group(alternatives) = segment.kind() else { continue };
+        for alternative in alternatives.iter() {
+            let one = (0..query.len())
+                .filter_map(
+                    |at| if at == group { Some(alternative.clone()) } else { query.get(at) },
+                )
+                .reduce(|before, after| before / after);
+            // A query that grew too large by this is not explained further.
+            if let Some(one) = one
+                && let Ok(Some(diagnosis)) = mpath::diagnose(&one, NodeRef::Module(tree.root()))
+            {
+                dead.push(diagnosis.to_string());
+            }
+        }
+    }
+    dead
 }
 
 /// Both values, or the problems of both.

@@ -187,15 +187,8 @@ pub(super) fn measure(
 
 /// The metric that counts, and those that anyone would ask for next.
 fn metrics_of(counts: Metric, has_labels: bool) -> Vec<Metric> {
-    let more = [
-        Metric::TOP1,
-        Metric::TOP5,
-        Metric::Agreement,
-        Metric::Sqnr,
-        Metric::Cosine,
-        Metric::Kl,
-        Metric::Mse,
-    ];
+    let more =
+        [Metric::TOP1, Metric::TOP5, Metric::Agreement, Metric::Sqnr, Metric::Cosine, Metric::Kl];
     let more = more.into_iter().filter(|&metric| metric != counts);
     let known = more.filter(|metric| has_labels || !metric.needs_labels());
     std::iter::once(counts).chain(known).collect()

@@ -135,7 +135,7 @@ impl Plan {
             config: file_name(job.config.name().as_ref()),
             slots,
             rules: rules.collect(),
-            problems: job.resolution.problems().iter().map(ToString::to_string).collect(),
+            problems: job.problems(),
             constants,
             model,
         })

@@ -7,6 +7,8 @@ use fastforward_core::ArrayView;
 use fastforward_core::config::{ActivationType, EvaluationSection};
 use fastforward_core::files::write_whole;
 use fastforward_core::module::SlotEntry;
+use fastforward_core::quantization::Granularity;
+use fastforward_core::quantization::affine::SavedQuantizer;
 use fastforward_core::quantization::state::{StateInfo, save_quantization_state};
 use fastforward_core::range_setting::{ObserverOptions, RangeObserver, SlotEstimate, UpdatePolicy};
 
@@ -28,7 +30,7 @@ use crate::graph::Model;
 use crate::shapes::ShapeTable;
 use crate::simulate::{SimulateOptions, simulate};
 use crate::tensor::Tensor;
-use crate::tree::Site;
+use crate::tree::{Role, Site};
 use crate::verify::{Verification, VerifyOptions, verify};
 
 /// The names of what [`Job::quantize`] writes beside the model.
@@ -329,10 +331,33 @@ impl Job {
         if site.slot.is_stub() {
             return None;
         }
-        Some(match self.export_options().stored_as(site) {
-            Ok(stored) => format!("{} codes, operator set {} or newer", stored.dtype, stored.opset),
-            Err(error) => format!("not possible: {error}"),
-        })
+        if let Some(problem) = self.export_problem(site) {
+            return Some(format!("not possible: {problem}"));
+        }
+        let stored = self.export_options().stored_as(site).ok()?;
+        Some(format!("{} codes, operator set {} or newer", stored.dtype, stored.opset))
+    }
+
+    /// Why the quantizer at a site cannot be exported, as far as its settings tell.
+    pub(super) fn export_problem(&self, site: &Site) -> Option<String> {
+        let quantizer = site.slot.quantizer();
+        if let Some(SavedQuantizer::DynamicLinear(_)) = quantizer.to_saved() {
+            return Some(format!(
+                "`{}`: {quantizer} takes its parameters from the data, which QuantizeLinear and DequantizeLinear cannot \
+                 express; use `type = \"linear\"`",
+                site.name
+            ));
+        }
+        let is_activation = matches!(site.role, Role::Input | Role::Output);
+        match quantizer.as_range_settable().map(|settable| settable.granularity().clone()) {
+            Some(Granularity::PerBlock { .. } | Granularity::PerTile { .. }) if is_activation => {
+                Some(format!(
+                    "`{}`: activations cannot be quantized in blocks; use \"per_tensor\" or {{ per_channel = AXIS }}",
+                    site.name
+                ))
+            }
+            _ => self.export_options().stored_as(site).err().map(|error| error.to_string()),
+        }
     }
 
     fn activations(&self) -> Signedness {

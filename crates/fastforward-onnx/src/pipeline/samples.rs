@@ -20,6 +20,8 @@ use crate::tensor::{Tensor, TensorData};
 pub struct Samples {
     dataset: Dataset,
     batch_size: usize,
+    /// What messages call the set.
+    place: &'static str,
 }
 
 /// A file that data was read from.
@@ -63,6 +65,7 @@ impl SampleBatch<'_> {
 
 impl Samples {
     /// Opens the files of `spec` for the inputs of `model`, and checks what can be checked without reading samples.
+    /// Messages begin with `place`.
     ///
     /// # Errors
     /// As [`Dataset::open`]; `Unsupported` for an input whose element type no data has.
@@ -71,10 +74,12 @@ impl Samples {
         inputs: &IndexMap<String, InputSpec>,
         model: &Model,
         batch_size: usize,
+        place: &'static str,
     ) -> Result<Self> {
-        let model_inputs = model_inputs(model, inputs)?;
-        let dataset = Dataset::open(spec, inputs, &model_inputs)?;
-        Ok(Self { dataset, batch_size })
+        let model_inputs = model_inputs(model, inputs).map_err(|error| error.within(place))?;
+        let dataset = Dataset::open(spec, inputs, &model_inputs)
+            .map_err(|error| Error::from(error).within(place))?;
+        Ok(Self { dataset, batch_size, place })
     }
 
     /// The number of samples, at least one.
@@ -100,7 +105,8 @@ impl Samples {
     /// The samples in their order.
     pub fn batches(&self) -> impl Iterator<Item = Result<SampleBatch<'_>>> {
         self.dataset.batches(self.batch_size).map(|batch| {
-            let Batch { first, inputs, labels } = batch?;
+            let batch = batch.map_err(|error| Error::from(error).within(self.place))?;
+            let Batch { first, inputs, labels } = batch;
             let inputs = inputs
                 .into_iter()
                 .map(|array| Ok((array.name.clone(), tensor(array)?)))

@@ -95,7 +95,7 @@ impl SlotStory {
         Ok(Self {
             module_class: module_class(job, site),
             value: site.value.clone(),
-            tags: metadata.leaf_tags().iter().map(|tag| tag.as_str().to_owned()).collect(),
+            tags: metadata.leaf_tags().iter().map(ToString::to_string).collect(),
             shape: metadata.shape().map(<[usize]>::to_vec),
             channel_axis: site.channel_axis,
             exported: job.exported_as(site),
@@ -129,9 +129,10 @@ impl Stop {
     /// Where `query` stops matching `path`; `None` where it matches.
     ///
     /// # Errors
-    /// `Rules` when there is no such path.
+    /// `NotFound` when there is no such path, with the nearest names.
     pub fn of(query: &mpath::Selector, root: NodeRef<'_>, path: &str) -> Result<Option<Self>> {
-        let why = mpath::why(query, root, path).map_err(|error| rules_error(&error))?;
+        let why = mpath::why(query, root, path)
+            .map_err(|error| Error::new(ErrorKind::NotFound, error.to_string()).caused_by(error))?;
         let text = why.to_string();
         let (step, matched) = match why.verdict {
             mpath::Verdict::Matches => return Ok(None),
@@ -148,10 +149,6 @@ impl Stop {
             matched,
         }))
     }
-}
-
-pub(super) fn rules_error(error: &mpath::Error) -> Error {
-    Error::new(ErrorKind::Rules, error.to_string())
 }
 
 /// The names of the children of the node at `path`.

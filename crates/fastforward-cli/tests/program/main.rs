@@ -1,0 +1,7 @@
+//! The program as a user meets it: whole transcripts, wrong inputs, files and their bytes.
+
+mod bench;
+mod files;
+mod rules;
+mod transcripts;
+mod wrong_inputs;
