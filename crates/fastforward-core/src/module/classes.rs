@@ -1,44 +1,40 @@
 //! The classes every model knows, and the names under which queries find them.
 
+use std::sync::LazyLock;
+
 use mpath::Class;
 
-/// What every module is.
-pub fn module() -> Class {
-    Class::define("Module", "fastforward::Module", &[])
+/// Defines functions that return classes. Each class is defined when it is first asked for; afterwards asking costs a
+/// load, so that a walk may ask every node.
+macro_rules! classes {
+    ($($(#[$doc:meta])* $function:ident = $name:literal, $path:literal, [$($extends:ident),*];)*) => {
+        $(
+            $(#[$doc])*
+            pub fn $function() -> Class {
+                static CLASS: LazyLock<Class> =
+                    LazyLock::new(|| Class::define($name, $path, &[$($extends()),*]));
+                *CLASS
+            }
+        )*
+    };
 }
 
-/// A list of modules: a `Vec` or an array.
-pub fn module_list() -> Class {
-    Class::define("ModuleList", "fastforward::nn::ModuleList", &[module()])
-}
-
-/// A map of named modules.
-pub fn module_dict() -> Class {
-    Class::define("ModuleDict", "fastforward::nn::ModuleDict", &[module()])
-}
-
-/// What every quantizer is, stubs included.
-pub fn quantizer() -> Class {
-    Class::define("Quantizer", "fastforward::quantization::Quantizer", &[module()])
-}
-
-/// The placeholder in an empty slot.
-pub fn quantizer_stub() -> Class {
-    Class::define("QuantizerStub", "fastforward::quantization::QuantizerStub", &[quantizer()])
-}
-
-/// Static affine quantization.
-pub fn linear_quantizer() -> Class {
-    Class::define("LinearQuantizer", "fastforward::quantization::LinearQuantizer", &[quantizer()])
-}
-
-/// Affine quantization whose parameters come from the data.
-pub fn dynamic_linear_quantizer() -> Class {
-    Class::define(
-        "DynamicLinearQuantizer",
-        "fastforward::quantization::DynamicLinearQuantizer",
-        &[quantizer()],
-    )
+classes! {
+    /// What every module is.
+    module = "Module", "fastforward::Module", [];
+    /// A list of modules: a `Vec` or an array.
+    module_list = "ModuleList", "fastforward::nn::ModuleList", [module];
+    /// A map of named modules.
+    module_dict = "ModuleDict", "fastforward::nn::ModuleDict", [module];
+    /// What every quantizer is, stubs included.
+    quantizer = "Quantizer", "fastforward::quantization::Quantizer", [module];
+    /// The placeholder in an empty slot.
+    quantizer_stub = "QuantizerStub", "fastforward::quantization::QuantizerStub", [quantizer];
+    /// Static affine quantization.
+    linear_quantizer = "LinearQuantizer", "fastforward::quantization::LinearQuantizer", [quantizer];
+    /// Affine quantization whose parameters come from the data.
+    dynamic_linear_quantizer = "DynamicLinearQuantizer",
+        "fastforward::quantization::DynamicLinearQuantizer", [quantizer];
 }
 
 /// The names under which the reference system's queries know these classes (`ff.nn.QuantizerStub`), with the class each
