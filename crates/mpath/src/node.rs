@@ -9,6 +9,11 @@ pub trait Facts {
 
     /// The tags of a quantizer; `None` for everything that is not a quantizer.
     fn tags(&self) -> Option<TagSet>;
+
+    /// Both at once, for trees where that is less work than one after the other.
+    fn class_and_tags(&self) -> (Class, Option<TagSet>) {
+        (self.class(), self.tags())
+    }
 }
 
 /// A cheap handle of a node in a tree: a reference, an index.

@@ -69,6 +69,16 @@ impl Facts for NodeRef<'_> {
             NodeRef::Slot(slot) => Some(slot.tags()),
         }
     }
+
+    fn class_and_tags(&self) -> (Class, Option<TagSet>) {
+        match self {
+            NodeRef::Module(module) => (module.class(), None),
+            NodeRef::Slot(slot) => {
+                let (class, tags) = slot.class_and_tags();
+                (class, Some(tags))
+            }
+        }
+    }
 }
 
 impl Node for NodeRef<'_> {

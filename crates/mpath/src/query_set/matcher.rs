@@ -96,7 +96,7 @@ impl<'a> Matcher<'a> {
             let truth = self.truth(name, node);
             return self.step_by_truth(path, set, truth);
         }
-        let (class, tags) = (node.class(), node.tags());
+        let (class, tags) = node.class_and_tags();
         let words = Words::of(name);
         let slot = words.slot(set, class, tags);
         let recent = &self.recent[slot];

@@ -28,10 +28,15 @@ use crate::{ArrayView, Error, ErrorKind};
 pub struct QuantizerSlot(Arc<SlotInner>);
 
 struct SlotInner {
-    quantizer: RwLock<Arc<dyn Quantizer>>,
-    metadata: RwLock<QuantizerMetadata>,
+    content: RwLock<Content>,
     /// Oldest first; the newest runs first.
     overrides: RwLock<Vec<(u64, Arc<dyn QuantizerOverride>)>>,
+}
+
+/// What a walk asks of every slot stands behind one lock.
+struct Content {
+    quantizer: Arc<dyn Quantizer>,
+    metadata: QuantizerMetadata,
 }
 
 static NEXT_OVERRIDE: AtomicU64 = AtomicU64::new(0);
@@ -56,8 +61,7 @@ impl QuantizerSlot {
     /// An empty slot: a stub with this metadata.
     pub fn new(metadata: QuantizerMetadata) -> Self {
         Self(Arc::new(SlotInner {
-            quantizer: RwLock::new(Arc::new(QuantizerStub)),
-            metadata: RwLock::new(metadata),
+            content: RwLock::new(Content { quantizer: Arc::new(QuantizerStub), metadata }),
             overrides: RwLock::new(Vec::new()),
         }))
     }
@@ -84,37 +88,43 @@ impl QuantizerSlot {
 
     /// The quantizer that stands in the slot now.
     pub fn quantizer(&self) -> Arc<dyn Quantizer> {
-        Arc::clone(&read(&self.0.quantizer))
+        Arc::clone(&read(&self.0.content).quantizer)
     }
 
     /// Puts another quantizer into the slot and returns the one that stood there. The tags stay.
     pub fn replace(&self, quantizer: Arc<dyn Quantizer>) -> Arc<dyn Quantizer> {
-        std::mem::replace(&mut *write(&self.0.quantizer), quantizer)
+        std::mem::replace(&mut write(&self.0.content).quantizer, quantizer)
     }
 
     /// Whether a stub stands in the slot.
     pub fn is_stub(&self) -> bool {
-        read(&self.0.quantizer).is_stub()
+        read(&self.0.content).quantizer.is_stub()
     }
 
     /// The class of the quantizer that stands in the slot.
     pub fn class(&self) -> Class {
-        read(&self.0.quantizer).class()
+        read(&self.0.content).quantizer.class()
     }
 
     /// What the slot is for.
     pub fn metadata(&self) -> QuantizerMetadata {
-        read(&self.0.metadata).clone()
+        read(&self.0.content).metadata.clone()
     }
 
     /// The tags of the slot, prefixes included.
     pub fn tags(&self) -> TagSet {
-        read(&self.0.metadata).tags()
+        read(&self.0.content).metadata.tags()
+    }
+
+    /// The class of the quantizer and the tags of the slot, seen at one moment.
+    pub(crate) fn class_and_tags(&self) -> (Class, TagSet) {
+        let content = read(&self.0.content);
+        (content.quantizer.class(), content.metadata.tags())
     }
 
     /// Adds a tag to the slot.
     pub fn add_tag(&self, tag: impl Into<Tag>) {
-        write(&self.0.metadata).add_tag(tag);
+        write(&self.0.content).metadata.add_tag(tag);
     }
 
     /// A number that two slots share exactly when they are the same slot.
@@ -124,7 +134,7 @@ impl QuantizerSlot {
 
     /// Whether `quantizer` is the very one that stands in the slot.
     pub fn holds(&self, quantizer: &Arc<dyn Quantizer>) -> bool {
-        same(&read(&self.0.quantizer), quantizer)
+        same(&read(&self.0.content).quantizer, quantizer)
     }
 
     /// Sends data through the overrides, newest first, and the quantizer.
@@ -179,7 +189,7 @@ fn same(a: &Arc<dyn Quantizer>, b: &Arc<dyn Quantizer>) -> bool {
 impl fmt::Debug for QuantizerSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QuantizerSlot")
-            .field("quantizer", &*read(&self.0.quantizer))
+            .field("quantizer", &read(&self.0.content).quantizer)
             .field("tags", &self.tags())
             .finish()
     }
@@ -226,8 +236,8 @@ pub fn apply_updates(updates: Vec<SlotUpdate>) -> Result<(), Error> {
     }
     let mut done: Vec<(QuantizerSlot, Arc<dyn Quantizer>)> = Vec::with_capacity(updates.len());
     for update in updates {
-        let mut place = write(&update.slot.0.quantizer);
-        if update.expected.as_ref().is_some_and(|expected| !same(expected, &place)) {
+        let mut place = write(&update.slot.0.content);
+        if update.expected.as_ref().is_some_and(|expected| !same(expected, &place.quantizer)) {
             // Another thread was faster than the check above: put everything back.
             drop(place);
             let problem = update.problem().unwrap_or_else(|| format!("`{}` changed", update.name));
@@ -236,7 +246,7 @@ pub fn apply_updates(updates: Vec<SlotUpdate>) -> Result<(), Error> {
             }
             return Err(Error::new(ErrorKind::UnsafeUpdate, problem));
         }
-        let previous = std::mem::replace(&mut *place, update.new);
+        let previous = std::mem::replace(&mut place.quantizer, update.new);
         drop(place);
         done.push((update.slot, previous));
     }
