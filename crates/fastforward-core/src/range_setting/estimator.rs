@@ -195,6 +195,23 @@ pub(super) fn tiling_of(x: ArrayView<'_>, granularity: &Granularity) -> Result<T
     tiling(x, granularity)
 }
 
+/// The most numbers that the statistics of one quantizer may hold: 2 GiB of them.
+const MAX_STATISTICS: usize = 1 << 28;
+
+/// Fails if statistics of this many numbers per tile do not fit in memory that can be spared.
+pub(super) fn check_memory(tiles: usize, per_tile: usize, what: &str) -> Result<(), Error> {
+    if tiles.checked_mul(per_tile).is_some_and(|total| total <= MAX_STATISTICS) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidSettings,
+        format!(
+            "{per_tile} {what} for each of {tiles} tiles are more than {MAX_STATISTICS} numbers; ask for fewer {what}, or \
+             take larger tiles"
+        ),
+    ))
+}
+
 /// The error for values that an estimator refuses: how many, and where the first ones are.
 pub(super) fn bad_values(x: ArrayView<'_>, what: &str, is_bad: fn(f32) -> bool) -> Error {
     const SHOWN: usize = 4;

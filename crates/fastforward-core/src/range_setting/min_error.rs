@@ -6,7 +6,7 @@ use ff_kernels::{CandidateLayout, Candidates, KernelError, best_candidates, cand
 use serde::{Deserialize, Serialize};
 
 use super::estimator::{
-    RangeEstimator, TileRanges, bad_values, check_tiles, tile_ranges, tiling_of,
+    RangeEstimator, TileRanges, bad_values, check_memory, check_tiles, tile_ranges, tiling_of,
 };
 use crate::quantization::affine::integer_grid;
 use crate::quantization::quantizer::RangeSettable;
@@ -27,6 +27,8 @@ use crate::{ArrayView, Error, ErrorKind};
 ///
 /// Estimators merge when they share a grid: observe one batch, [`fork`](RangeEstimator::fork) for the other workers, merge
 /// what they saw. It cannot continue from an existing range, which is no candidate.
+///
+/// Memory is about 16 bytes per tile and candidate; more than 2^28 of these are refused.
 #[derive(Clone, Debug)]
 pub struct MinErrorGrid {
     config: MinErrorGridConfig,
@@ -196,6 +198,7 @@ impl RangeEstimator for MinErrorGrid {
         if let Some(search) = &mut self.search {
             return search.add(x, quantizer);
         }
+        check_memory(found.len(), self.config.num_candidates, "candidates")?;
         let candidates = self.config.candidates(&found, quantizer).map_err(kernel_error)?;
         let mut search = Search::new(Arc::new(candidates));
         search.add(x, quantizer)?;

@@ -4,7 +4,7 @@ use ff_kernels::{Bin, Histogram, KernelError, histograms};
 use serde::Serialize;
 
 use super::estimator::{
-    RangeEstimator, TileRanges, bad_values, check_tiles, tile_ranges, tiling_of,
+    RangeEstimator, TileRanges, bad_values, check_memory, check_tiles, tile_ranges, tiling_of,
 };
 use crate::quantization::quantizer::RangeSettable;
 use crate::{ArrayView, Error, ErrorKind};
@@ -21,7 +21,7 @@ use crate::{ArrayView, Error, ErrorKind};
 /// the smallest or largest value seen. With `k = 0` it is exactly that value. Counts are exact: any order of the batches
 /// and any way of merging gives the same range.
 ///
-/// Memory is `num_bins * 8` bytes per tile.
+/// Memory is `num_bins * 8` bytes per tile; more than 2^28 bins in all are refused.
 #[derive(Clone, Debug)]
 pub struct Percentile {
     config: PercentileConfig,
@@ -84,6 +84,7 @@ impl RangeEstimator for Percentile {
         }
         let tiling = tiling_of(x, quantizer.granularity())?;
         if self.tiles.is_empty() {
+            check_memory(tiling.num_tiles(), self.config.num_bins, "bins")?;
             let empty = Histogram::new(self.config.num_bins).map_err(kernel_error)?;
             let mut tiles = vec![empty; tiling.num_tiles()];
             histograms(x.data(), &tiling, &mut tiles).map_err(kernel_error)?;
@@ -242,6 +243,19 @@ mod tests {
             alone.observe(ArrayView::new(&column, &[1000]).unwrap(), &quantizer).unwrap();
             alone.range().unwrap().min[0]
         });
+    }
+
+    #[test]
+    fn statistics_that_memory_cannot_hold_are_refused() {
+        let config = LinearQuantizerConfig::new(8).with_granularity(Granularity::per_tile(&[1]));
+        let quantizer = LinearQuantizer::new(config).unwrap();
+        let data = vec![1.0; 1 << 13];
+        let config = PercentileConfig { num_bins: 1 << 16, ..PercentileConfig::default() };
+        let mut estimator = Percentile::new(config).unwrap();
+        let view = ArrayView::new(&data, &[1 << 13]).unwrap();
+        let error = estimator.observe(view, &quantizer).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidSettings);
+        assert!(error.to_string().starts_with("65536 bins for each of 8192 tiles"), "{error}");
     }
 
     #[test]
