@@ -4,7 +4,7 @@
 //! and settings of the quantizer, its tags, and the rule that put it there. The tensors file holds the parameters as
 //! `<slot>.scale` and `<slot>.offset`. Nothing in either file is executed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::write_whole;
 use crate::module::{Module, named_slots};
+use crate::quantization::Granularity;
 use crate::quantization::affine::{
     AffineParameters, LinearQuantizer, LinearQuantizerConfig, SavedQuantizer,
 };
@@ -71,7 +72,8 @@ enum QuantizerState {
 /// Writes the quantizers of a model into a folder, which is made if it is missing.
 ///
 /// # Errors
-/// [`ErrorKind::State`] naming every quantizer that has no range yet (unless `allow_unset`) or cannot be saved;
+/// [`ErrorKind::State`] naming every quantizer that has no range yet (unless `allow_unset`) or cannot be saved, and every
+/// name that two slots have;
 /// [`ErrorKind::Io`].
 pub fn save_quantization_state(
     model: &dyn Module,
@@ -82,12 +84,18 @@ pub fn save_quantization_state(
     let mut problems = Vec::new();
     let mut slots = Vec::new();
     let mut tensors: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    let mut taken: HashSet<String> = HashSet::new();
     for entry in named_slots(model) {
         let quantizer = entry.slot.quantizer();
         if quantizer.is_stub() {
             continue;
         }
         let name = entry.name().to_owned();
+        if !taken.insert(name.clone()) {
+            problems
+                .push(format!("`{name}` is the name of two slots, which could not be told apart"));
+            continue;
+        }
         let state = match quantizer.to_saved() {
             None => {
                 problems.push(format!("`{name}`: {quantizer} has no saved form"));
@@ -166,7 +174,7 @@ fn tensor_bytes(tensors: &BTreeMap<String, Vec<f32>>) -> Result<Vec<u8>, Error> 
 ///
 /// # Errors
 /// [`ErrorKind::Io`] for a missing file; [`ErrorKind::State`] for another version, another model, slots that the model
-/// lacks, missing or unexpected tensors, damaged files; [`ErrorKind::AlreadySet`] as the policy says. Every problem of
+/// lacks, missing or unexpected tensors, tensors that do not fit the shape that a slot is known to see, damaged files; [`ErrorKind::AlreadySet`] as the policy says. Every problem of
 /// a kind is named.
 pub fn load_quantization_state(
     model: &dyn Module,
@@ -208,6 +216,7 @@ pub fn load_quantization_state(
         .flat_map(|(at, entry)| entry.names.iter().map(move |name| (name.as_str(), at)))
         .collect();
     let (mut problems, mut occupied, mut updates) = (Vec::new(), Vec::new(), Vec::new());
+    let mut filled: HashSet<usize> = HashSet::new();
     for saved in &manifest.slots {
         let Some(name) = saved.names.first() else {
             problems.push("a slot has no name".to_owned());
@@ -233,6 +242,14 @@ pub fn load_quantization_state(
             continue;
         }
         let slot = slots[at].slot.clone();
+        if !filled.insert(at) {
+            problems.push(format!("slot `{name}` occurs twice"));
+            continue;
+        }
+        if let Err(error) = check_tiles(&quantizer, slot.metadata().shape()) {
+            problems.push(error.at(format!("`{name}`")).to_string());
+            continue;
+        }
         let current = slot.quantizer();
         match options.overwrite_policy {
             OverwritePolicy::Skip if !current.is_stub() => continue,
@@ -293,6 +310,29 @@ fn read_tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Vec<f32>>,
         .collect()
 }
 
+/// Fails unless a quantizer has as many parameters as data of this shape has tiles.
+fn check_tiles(quantizer: &Arc<dyn Quantizer>, shape: Option<&[usize]>) -> Result<(), Error> {
+    let (granularity, found) = match quantizer.to_saved() {
+        Some(SavedQuantizer::Linear(config, parameters)) => {
+            (config.granularity, parameters.map(|parameters| parameters.scale.len()))
+        }
+        Some(SavedQuantizer::DynamicLinear(config)) => (config.granularity, None),
+        None => return Ok(()),
+    };
+    let expected = match (shape, &granularity) {
+        (Some(shape), granularity) => granularity.num_parameters(shape)?,
+        (None, Granularity::PerTensor) => 1,
+        (None, _) => return Ok(()),
+    };
+    match found {
+        Some(found) if found != expected => Err(Error::new(
+            ErrorKind::State,
+            format!("{granularity} needs {expected} scales, found {found}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn restore(
     name: &str,
     state: &QuantizerState,
@@ -327,3 +367,6 @@ fn restore(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+use mpath::Class;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+use crate::module::{Visitor, VisitorMut, classes};
+use crate::quantization::quantizer::{QuantizerSlot, RangeSettable};
+
+/// A model of these slots.
+struct Slots(Vec<(&'static str, QuantizerSlot)>);
+
+impl Module for Slots {
+    fn class(&self) -> Class {
+        Class::define("Slots", "state_tests::Slots", &[classes::module()])
+    }
+    fn visit<'a>(&'a self, visitor: &mut dyn Visitor<'a>) {
+        self.0.iter().for_each(|(name, slot)| visitor.slot(name, slot));
+    }
+    fn visit_mut(&mut self, visitor: &mut dyn VisitorMut) {
+        self.0.iter_mut().for_each(|(name, slot)| visitor.slot(name, slot));
+    }
+}
+
+/// `w` and `tied` are one slot of a weight `[2, 3]`; `x` is an input, `y` an output.
+fn empty() -> Slots {
+    let weight = QuantizerSlot::weight(&[2, 3]);
+    Slots(vec![
+        ("w", weight.clone()),
+        ("x", QuantizerSlot::input()),
+        ("tied", weight),
+        ("y", QuantizerSlot::output()),
+    ])
+}
+
+/// The same with a quantizer per channel in `w`, an asymmetric one in `x`, a dynamic one in `y`.
+fn filled() -> Slots {
+    let model = empty();
+    let config = LinearQuantizerConfig::new(4).with_granularity(Granularity::per_channel(0));
+    let weight = LinearQuantizer::new(config).unwrap();
+    weight.set_quantization_range(&[-1.0, -2.0], &[1.0, 0.5]).unwrap();
+    let input = LinearQuantizer::new(LinearQuantizerConfig::new(8).asymmetric()).unwrap();
+    input.set_quantization_range(&[-0.3], &[2.9]).unwrap();
+    let output = DynamicLinearQuantizer::new(DynamicLinearQuantizerConfig::new(8)).unwrap();
+    model.0[0].1.replace(Arc::new(weight));
+    model.0[1].1.replace(Arc::new(input));
+    model.0[3].1.replace(Arc::new(output));
+    model
+}
+
+fn saved(model: &Slots) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let rules = HashMap::from([("w".to_owned(), "weights".to_owned())]);
+    let info = StateInfo { model: "m".into(), model_sha256: None, rules };
+    save_quantization_state(model, folder.path(), &info, false).unwrap();
+    folder
+}
+
+fn load(model: &Slots, folder: &Path) -> Result<StateInfo, Error> {
+    load_quantization_state(model, folder, Some("m"), InitializeOptions::default())
+}
+
+fn states(model: &Slots) -> Vec<Option<SavedQuantizer>> {
+    model.0.iter().map(|(_, slot)| slot.quantizer().to_saved()).collect()
+}
+
+#[test]
+fn what_was_saved_is_loaded_bit_by_bit() {
+    let (before, after) = (filled(), empty());
+    let info = load(&after, saved(&before).path()).unwrap();
+    assert_eq!(states(&before), states(&after));
+    assert_eq!(info.rules["w"], "weights");
+}
+
+/// Changes the manifest, loads it, and returns the error. No slot has changed then.
+#[track_caller]
+fn refused(change: impl FnOnce(&mut Value)) -> (ErrorKind, String) {
+    let folder = saved(&filled());
+    let path = folder.path().join(MANIFEST);
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut manifest);
+    fs::write(&path, manifest.to_string()).unwrap();
+    let model = empty();
+    let error = load(&model, folder.path()).unwrap_err();
+    assert!(model.0.iter().all(|(_, slot)| slot.is_stub()), "{error}");
+    (error.kind(), error.to_string())
+}
+
+#[test]
+fn a_state_that_does_not_fit_is_refused_and_changes_nothing() {
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Value), expected: &str) {
+        let (kind, message) = refused(change);
+        assert_eq!(kind, ErrorKind::State, "{message}");
+        assert!(message.contains(expected), "{message}");
+    }
+    check(|m| m["version"] = json!(2), "version 2 of the format");
+    check(|m| m["model"] = json!("n"), "for model `n`, expected `m`");
+    check(|m| m["slots"][1]["names"] = json!(["z"]), "tensor `z.scale` is missing");
+    check(|m| m["slots"][2]["names"] = json!(["z"]), "the model has no slot `z`");
+    check(|m| m["slots"][2]["names"] = json!([]), "a slot has no name");
+    check(|m| m["slots"][0]["names"] = json!(["w", "x"]), "shared with [\"x\"]");
+    check(|m| m["slots"][1]["names"] = json!(["x", "y"]), "shared with [\"y\"]");
+    check(|m| m["slots"][0]["quantizer"]["has_offset"] = json!(true), "`w.offset` is missing");
+    check(|m| m["slots"][1]["quantizer"]["is_set"] = json!(false), "unexpected tensor `x.scale`");
+    check(|m| m["slots"][0]["quantizer"]["class"] = json!("Other"), "unknown variant `Other`");
+    check(|m| m["slots"][0]["quantizer"]["settings"]["bits"] = json!(3), "unknown field `bits`");
+    check(|m| m["slots"][0]["quantizer"]["settings"]["num_bits"] = json!(99), "num_bits");
+    let granularity = json!({ "per_channel": { "axes": [1] } });
+    check(
+        |m| m["slots"][0]["quantizer"]["settings"]["granularity"] = granularity,
+        "`w`: PerChannel(channel=1) needs 3 scales, found 2",
+    );
+    let granularity = json!({ "per_block": { "dims": [1], "sizes": [2] } });
+    check(
+        |m| m["slots"][0]["quantizer"]["settings"]["granularity"] = granularity,
+        "2 does not divide 3",
+    );
+    check(
+        |m| {
+            let again = m["slots"][2].clone();
+            m["slots"].as_array_mut().unwrap().push(again);
+        },
+        "slot `y` occurs twice",
+    );
+}
+
+#[test]
+fn parameters_that_make_no_grid_are_refused() {
+    for (scale, place) in [(f32::NAN, "x.scale"), (0.0, "x.scale"), (f32::INFINITY, "x.offset")] {
+        let folder = saved(&filled());
+        let path = folder.path().join(TENSORS);
+        let mut tensors = read_tensors(&path, &fs::read(&path).unwrap()).unwrap();
+        tensors.get_mut(place).unwrap()[0] = scale;
+        fs::write(&path, tensor_bytes(&tensors).unwrap()).unwrap();
+        let error = load(&empty(), folder.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::State);
+        assert!(error.to_string().contains("`x`"), "{error}");
+    }
+}
+
+#[test]
+fn a_cut_file_is_an_error() {
+    for file in [MANIFEST, TENSORS] {
+        let folder = saved(&filled());
+        let path = folder.path().join(file);
+        let whole = fs::read(&path).unwrap();
+        // The last byte of the manifest is a newline, which nothing needs.
+        for len in (0..whole.len() - 1).rev().step_by(11) {
+            fs::write(&path, &whole[..len]).unwrap();
+            let error = load(&empty(), folder.path()).expect_err("a part is not the whole");
+            assert_eq!(error.kind(), ErrorKind::State);
+        }
+        fs::remove_file(&path).unwrap();
+        assert_eq!(load(&empty(), folder.path()).unwrap_err().kind(), ErrorKind::Io);
+    }
+    // A header of 2^60 bytes is not believed.
+    let folder = saved(&filled());
+    let mut bytes = (1u64 << 60).to_le_bytes().to_vec();
+    bytes.extend(b"{}");
+    fs::write(folder.path().join(TENSORS), bytes).unwrap();
+    assert_eq!(load(&empty(), folder.path()).unwrap_err().kind(), ErrorKind::State);
+}
+
+#[test]
+fn policies_say_what_becomes_of_quantizers_that_are_there() {
+    let folder = saved(&filled());
+    let with = |overwrite_policy| {
+        let model = filled();
+        model.0[0]
+            .1
+            .replace(Arc::new(LinearQuantizer::new(LinearQuantizerConfig::new(2)).unwrap()));
+        let options = InitializeOptions { overwrite_policy, ..InitializeOptions::default() };
+        let result = load_quantization_state(&model, folder.path(), None, options);
+        (result.map(drop).map_err(|error| error.kind()), model.0[0].1.quantizer().num_bits())
+    };
+    assert_eq!(with(OverwritePolicy::Error), (Err(ErrorKind::AlreadySet), Some(2)));
+    assert_eq!(with(OverwritePolicy::Skip), (Ok(()), Some(2)));
+    assert_eq!(with(OverwritePolicy::Overwrite), (Ok(()), Some(4)));
+}
+
+#[test]
+fn what_cannot_be_loaded_again_is_not_saved() {
+    let folder = TempDir::new().unwrap();
+    let unset = || {
+        let slot = QuantizerSlot::input();
+        slot.replace(Arc::new(LinearQuantizer::new(LinearQuantizerConfig::new(8)).unwrap()));
+        slot
+    };
+    let model = Slots(vec![("a", unset()), ("b", unset())]);
+    let save = |model: &Slots, allow_unset| {
+        save_quantization_state(model, folder.path(), &StateInfo::default(), allow_unset)
+    };
+    let message = save(&model, false).unwrap_err().to_string();
+    assert!(message.contains("`a`") && message.contains("`b`"), "{message}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    save(&model, true).unwrap();
+    let same_name = Slots(vec![("a", unset()), ("a", unset())]);
+    let error = save(&same_name, true).unwrap_err();
+    assert_eq!(error.to_string(), "`a` is the name of two slots, which could not be told apart");
+}
