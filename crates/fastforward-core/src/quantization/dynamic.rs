@@ -15,6 +15,7 @@ use crate::{ArrayView, Error};
 
 /// The settings of a [`DynamicLinearQuantizer`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DynamicLinearQuantizerConfig {
     /// The bits of one code, 1 to 25.
     pub num_bits: u32,

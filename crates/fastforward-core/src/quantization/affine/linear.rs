@@ -21,6 +21,7 @@ use crate::{ArrayView, Error, ErrorKind};
 /// assert!(config.range.symmetric);
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LinearQuantizerConfig {
     /// The bits of one code, 1 to 25: wider grids are not exact in `f32`.
     pub num_bits: u32,
