@@ -172,7 +172,7 @@ fn run(
     }
 }
 
-// No code that can panic runs while one of the locks is held, so a poisoned lock guards sound data.
+// Under the locks, values are only copied, swapped and asked for their class: a panic there leaves sound data.
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -205,7 +205,14 @@ pub struct OverrideGuard {
 
 impl Drop for OverrideGuard {
     fn drop(&mut self) {
-        write(&self.slot.0.overrides).retain(|(id, _)| *id != self.id);
+        let mut overrides = write(&self.slot.0.overrides);
+        let removed = overrides
+            .iter()
+            .position(|(id, _)| *id == self.id)
+            .map(|position| overrides.remove(position));
+        // The override may hold anything, also what comes back to this slot when it is dropped: unlock first.
+        drop(overrides);
+        drop(removed);
     }
 }
 
@@ -325,6 +332,28 @@ mod tests {
         let _add = slot.push_override(Arc::new(Add(1.0)));
         let _twice = slot.push_override(Arc::new(Twice));
         assert_eq!(through(&slot, 0.0), 2.0);
+    }
+
+    #[test]
+    fn an_override_may_come_back_to_its_slot_when_it_is_dropped() {
+        struct Returns(QuantizerSlot);
+        impl QuantizerOverride for Returns {
+            fn call(
+                &self,
+                _: &dyn Quantizer,
+                next: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
+                x: ArrayView<'_>,
+            ) -> Result<Flow, Error> {
+                next(x)
+            }
+        }
+        impl Drop for Returns {
+            fn drop(&mut self) {
+                assert_eq!(self.0.override_count(), 0);
+            }
+        }
+        let slot = QuantizerSlot::input();
+        drop(slot.push_override(Arc::new(Returns(slot.clone()))));
     }
 
     #[test]
