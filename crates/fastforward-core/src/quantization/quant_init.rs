@@ -42,7 +42,11 @@ mod rule;
 mod tests;
 mod transaction;
 
-use mpath::{Aliases, Context, ExtensionError, Query, SearchOptions, Selector};
+use std::collections::HashSet;
+
+use mpath::{
+    Aliases, Class, Context, ExtensionError, Facts as _, Node as _, Query, SearchOptions, Selector,
+};
 
 pub use collection::QuantizerCollection;
 pub use config::{Initialization, QuantizationConfig};
@@ -124,11 +128,15 @@ pub fn default_context() -> Context {
 /// A short name that two classes of the model share means the one that occurs first; the path tells them apart.
 pub fn model_context(model: &dyn Module) -> Context {
     let mut context = default_context();
-    for_each_class(model, &mut |class| {
-        for class in [class].iter().chain(class.ancestors()) {
+    let mut known: HashSet<Class> = HashSet::new();
+    for_each_class(model, |class| {
+        for &class in [class].iter().chain(class.ancestors()) {
+            if !known.insert(class) {
+                continue;
+            }
             for name in [class.path(), class.name()] {
                 if context.class(name).is_none() {
-                    context.register_class(name, *class);
+                    context.register_class(name, class);
                 }
             }
         }
@@ -136,21 +144,19 @@ pub fn model_context(model: &dyn Module) -> Context {
     context
 }
 
-fn for_each_class(model: &dyn Module, visit: &mut dyn FnMut(mpath::Class)) {
-    use crate::module::Visitor;
-    use crate::quantization::quantizer::QuantizerSlot;
-    struct Walk<'f>(&'f mut dyn FnMut(mpath::Class));
-    impl<'a> Visitor<'a> for Walk<'_> {
-        fn module(&mut self, _name: &str, module: &'a dyn Module) {
-            (self.0)(module.class());
-            module.visit(self);
+/// The class of every node, parents first. Neither the depth of the model nor how often its parts are shared matters.
+fn for_each_class(model: &dyn Module, mut visit: impl FnMut(Class)) {
+    let mut seen: HashSet<usize> = HashSet::new();
+    let mut todo = vec![NodeRef::Module(model)];
+    while let Some(node) = todo.pop() {
+        if node.identity().is_some_and(|identity| !seen.insert(identity)) {
+            continue;
         }
-        fn slot(&mut self, _name: &str, slot: &'a QuantizerSlot) {
-            (self.0)(slot.class());
-        }
+        visit(node.class());
+        let first = todo.len();
+        node.for_each_child(&mut |_, child| todo.push(child));
+        todo[first..].reverse();
     }
-    visit(model.class());
-    model.visit(&mut Walk(visit));
 }
 
 fn query_error(error: mpath::Error) -> Error {

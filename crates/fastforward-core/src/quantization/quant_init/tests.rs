@@ -298,3 +298,36 @@ fn user_classes_need_no_registration() {
     assert_eq!(error.kind(), ErrorKind::Query);
     assert!(error.to_string().contains("did you mean `Linear`?"), "{error}");
 }
+
+#[test]
+fn a_model_shared_at_every_level_is_walked_once() {
+    struct Twice([Arc<dyn Module>; 2]);
+    impl Module for Twice {
+        fn class(&self) -> Class {
+            Class::define("Twice", "test::Twice", &[classes::module()])
+        }
+        fn visit<'a>(&'a self, visitor: &mut dyn Visitor<'a>) {
+            visitor.module("a", &self.0[0]);
+            visitor.module("b", &self.0[1]);
+        }
+        fn visit_mut(&mut self, _: &mut dyn VisitorMut) {}
+    }
+    let mut part: Arc<dyn Module> = Arc::new(linear());
+    for _ in 0..60 {
+        part = Arc::new(Twice([Arc::clone(&part), part]));
+    }
+    // 2^60 paths lead to the linear layer.
+    assert!(model_context(&part).class("Linear").is_some());
+}
+
+#[test]
+fn a_model_too_deep_to_walk_is_an_error() {
+    let mut model = linear();
+    for _ in 0..100_000 {
+        model = Node { class: "Deep", modules: vec![("inner", model)], slots: vec![] };
+    }
+    let error = find_quantizers(&model, "**/missing", None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Query);
+    // Dropping it would recurse.
+    std::mem::forget(model);
+}
