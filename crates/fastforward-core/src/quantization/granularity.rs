@@ -100,6 +100,9 @@ impl Granularity {
                 }
                 // A dim in both lists is cut into blocks.
                 let axes = resolve_axes(dims, data_shape.len()).map_err(wrong)?;
+                if let Some(twice) = (1..axes.len()).find(|&at| axes[..at].contains(&axes[at])) {
+                    return Err(wrong(format!("axis {} is cut into blocks twice", axes[twice])));
+                }
                 for (axis, &size) in axes.into_iter().zip(sizes) {
                     tile[axis] = size;
                 }
@@ -133,11 +136,13 @@ impl Granularity {
     /// As for [`tile_shape`](Self::tile_shape).
     pub fn num_parameters(&self, data_shape: &[usize]) -> Result<usize, Error> {
         let tile = self.tile_shape(data_shape)?;
-        Ok(data_shape
-            .iter()
-            .zip(&tile)
-            .map(|(&extent, &size)| extent.checked_div(size).unwrap_or(1))
-            .product())
+        let count = data_shape.iter().zip(&tile).try_fold(1usize, |count, (&extent, &size)| {
+            count.checked_mul(extent.checked_div(size).unwrap_or(1))
+        });
+        count.ok_or_else(|| {
+            let message = format!("{self} on data of shape {data_shape:?}: too many tiles");
+            Error::new(ErrorKind::Granularity, message)
+        })
     }
 
     /// The simplest granularity whose tile on data of this shape is `tile`: per tensor if it is the whole, per channel
@@ -258,12 +263,15 @@ mod tests {
             message,
             "PerTile(tile_shape=[4, 5]) on data of shape [6, 7]: 4 does not divide 6 on axis 0, 5 does not divide 7 on axis 1"
         );
+        let all = Granularity::PerChannel { axes: vec![0, 1] };
+        assert!(all.num_parameters(&[usize::MAX, 2]).is_err());
         for wrong in [
             Granularity::PerChannel { axes: vec![2, -3] },
             Granularity::per_tile(&[6]),
             Granularity::per_block(&[1], &[3], &[]),
             Granularity::per_block(&[0, 1], &[2], &[]),
             Granularity::per_block(&[0], &[0], &[]),
+            Granularity::per_block(&[1, -1], &[2, 4], &[]),
         ] {
             let error = wrong.tile_shape(&[6, 4]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Granularity, "{error}");

@@ -41,7 +41,7 @@ pub trait Quantizer: Any + fmt::Debug + fmt::Display + Send + Sync {
     /// What data becomes by being quantized and dequantized; [`Flow::Unchanged`] when it stays the very same.
     ///
     /// # Errors
-    /// As for [`quantize`](Quantizer::quantize), except that NaN stays NaN.
+    /// As for [`quantize`](Quantizer::quantize), except that NaN stays NaN where no range is taken from the data.
     fn forward(&self, x: ArrayView<'_>) -> Result<Flow, Error>;
 
     /// The bits of one code, `None` for a stub.
@@ -98,7 +98,9 @@ pub trait RangeSettable: Quantizer {
     /// Sets the parameters from one minimum and maximum per tile.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidRange`] when the lengths differ, a bound is not finite or a minimum lies above its maximum.
+    /// [`ErrorKind::InvalidRange`] when the lengths differ, there is no tile, or a bound is not finite. A minimum above its
+    /// maximum is none: as in the reference, the formula is applied to it as it stands (spec §4.4). Whether there are as
+    /// many tiles as the data has shows when data is quantized.
     fn set_quantization_range(&self, min: &[f32], max: &[f32]) -> Result<(), Error>;
 
     /// Back to unset.

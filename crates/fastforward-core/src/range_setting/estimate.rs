@@ -1,6 +1,6 @@
 //! Estimating the ranges of a whole model.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -307,6 +307,8 @@ struct Estimated {
 /// Each quantizer once, stubs left out. Two estimators of one quantizer would overwrite each other's ranges.
 fn distinct(slots: Vec<(SlotEntry, EstimatorFactory)>) -> Result<Vec<Estimated>, Error> {
     let mut index: HashMap<*const (), usize> = HashMap::new();
+    let mut slots_seen: HashSet<usize> = HashSet::new();
+    let mut names_seen: HashSet<(usize, String)> = HashSet::new();
     let mut found: Vec<Estimated> = Vec::with_capacity(slots.len());
     let mut conflicts = Vec::new();
     for (entry, factory) in slots {
@@ -315,7 +317,12 @@ fn distinct(slots: Vec<(SlotEntry, EstimatorFactory)>) -> Result<Vec<Estimated>,
             continue;
         }
         let at = *index.entry(Arc::as_ptr(&quantizer).cast()).or_insert(found.len());
+        let is_new_slot = slots_seen.insert(entry.slot.id());
+        let mut is_new_name = |name: &String| names_seen.insert((at, name.clone()));
         let Some(known) = found.get_mut(at) else {
+            entry.names.iter().for_each(|name| {
+                is_new_name(name);
+            });
             let slots = vec![entry.slot.clone()];
             found.push(Estimated { quantizer, entry, slots, factory });
             continue;
@@ -327,14 +334,10 @@ fn distinct(slots: Vec<(SlotEntry, EstimatorFactory)>) -> Result<Vec<Estimated>,
                 entry.name()
             ));
         }
-        if known.slots.iter().all(|slot| slot.id() != entry.slot.id()) {
+        if is_new_slot {
             known.slots.push(entry.slot.clone());
         }
-        for name in entry.names {
-            if !known.entry.names.contains(&name) {
-                known.entry.names.push(name);
-            }
-        }
+        known.entry.names.extend(entry.names.into_iter().filter(is_new_name));
     }
     if conflicts.is_empty() {
         Ok(found)

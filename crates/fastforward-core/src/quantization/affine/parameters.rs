@@ -20,14 +20,23 @@ pub struct AffineParameters {
 }
 
 impl AffineParameters {
-    /// The smallest code.
+    /// The smallest code. Bits outside of 1 to 32, which no quantizer has, count as the nearest.
     pub fn lo(&self) -> i64 {
-        -(1i64 << (self.num_bits - 1)) + i64::from(self.narrow_range)
+        i64::from(self.narrow_range) - self.half()
     }
 
-    /// The largest code.
+    /// The largest code; bits as for [`lo`](Self::lo).
     pub fn hi(&self) -> i64 {
-        (1i64 << (self.num_bits - 1)) - 1
+        self.half() - 1
+    }
+
+    fn half(&self) -> i64 {
+        1 << (self.num_bits.clamp(1, 32) - 1)
+    }
+
+    /// The offset of a tile as it stands, 0 if there is none.
+    fn offset(&self, tile: usize) -> f32 {
+        self.offset.as_ref().and_then(|offset| offset.get(tile)).copied().unwrap_or(0.0)
     }
 
     /// The range that each tile represents: `((lo + offset) * scale, (hi + offset) * scale)`, with the offset as it is,
@@ -37,9 +46,7 @@ impl AffineParameters {
             self.scale
                 .iter()
                 .enumerate()
-                .map(|(tile, &scale)| {
-                    (code as f32 + self.offset.as_ref().map_or(0.0, |offset| offset[tile])) * scale
-                })
+                .map(|(tile, &scale)| (code as f32 + self.offset(tile)) * scale)
                 .collect()
         };
         (bound(self.lo()), bound(self.hi()))
@@ -47,11 +54,31 @@ impl AffineParameters {
 
     /// The offset of a tile as it is used: rounded half to even, 0 if there is none.
     pub fn rounded_offset(&self, tile: usize) -> f32 {
-        self.offset.as_ref().map_or(0.0, |offset| offset[tile].round_ties_even())
+        self.offset(tile).round_ties_even()
     }
 
     /// Whether zero is a grid point of every tile with code 0: no offset rounds to anything but zero.
     pub fn is_symmetric(&self) -> bool {
         (0..self.scale.len()).all(|tile| self.rounded_offset(tile) == 0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_that_no_quantizer_has_do_not_panic() {
+        for num_bits in [0, 1, 32, 33, u32::MAX] {
+            let parameters = AffineParameters {
+                num_bits,
+                narrow_range: false,
+                scale: vec![1.0, 2.0],
+                offset: Some(vec![]),
+            };
+            assert!(parameters.lo() < 0 && parameters.hi() >= 0);
+            assert_eq!(parameters.quantization_range().0.len(), 2);
+            assert_eq!(parameters.rounded_offset(7), 0.0);
+        }
     }
 }
