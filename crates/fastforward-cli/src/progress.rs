@@ -5,7 +5,7 @@ use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
 use fastforward_onnx::pipeline::{Progress, Stage};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// A bar per stage on standard error, with rate and time left; nothing where that is no terminal.
 pub(crate) struct Bars {
@@ -40,7 +40,11 @@ impl Progress for Bars {
         };
         // A template that cannot be parsed would show the default bar instead.
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
+            let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                // The bar shows what fits; there is nobody to tell if nothing does.
+                let _shown = write!(out, "{:.0}", state.per_sec());
+            };
+            bar.set_style(style.progress_chars("=> ").with_key("rate", rate));
         }
         bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
         bar.set_message(stage.to_string());

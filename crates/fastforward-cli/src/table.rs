@@ -4,7 +4,8 @@ use crate::text::elide;
 
 /// Rows under a header, columns two spaces apart.
 ///
-/// Where the table is wider than it may be, its flexible columns are shortened, the widest first.
+/// Where the table is wider than it may be, its flexible columns are shortened, the widest first, and its names only when
+/// that is not enough.
 #[derive(Debug)]
 pub(crate) struct Table {
     columns: Vec<Column>,
@@ -16,23 +17,36 @@ pub(crate) struct Table {
 pub(crate) struct Column {
     title: String,
     right: bool,
-    flexible: bool,
+    shrinks: Shrinks,
+}
+
+/// Whether the text of a column may be shortened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shrinks {
+    Never,
+    First,
+    Last,
 }
 
 impl Column {
     /// Text that is shown whole.
     pub(crate) fn left(title: &str) -> Self {
-        Self { title: title.to_owned(), right: false, flexible: false }
+        Self { title: title.to_owned(), right: false, shrinks: Shrinks::Never }
     }
 
     /// Text that may be shortened.
     pub(crate) fn flexible(title: &str) -> Self {
-        Self { title: title.to_owned(), right: false, flexible: true }
+        Self { title: title.to_owned(), right: false, shrinks: Shrinks::First }
+    }
+
+    /// Names, which are shortened last.
+    pub(crate) fn name(title: &str) -> Self {
+        Self { title: title.to_owned(), right: false, shrinks: Shrinks::Last }
     }
 
     /// Numbers, aligned at their end.
     pub(crate) fn right(title: &str) -> Self {
-        Self { title: title.to_owned(), right: true, flexible: false }
+        Self { title: title.to_owned(), right: true, shrinks: Shrinks::Never }
     }
 }
 
@@ -82,12 +96,15 @@ impl Table {
     fn shrink(&self, shown: &[usize], widths: &mut [usize], limit: usize) {
         let total =
             |widths: &[usize]| widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
-        while total(widths) > limit {
-            let flexible = (0..widths.len())
-                .filter(|&at| self.columns[shown[at]].flexible && widths[at] > MIN_FLEXIBLE);
-            match flexible.max_by_key(|&at| widths[at]) {
-                Some(widest) => widths[widest] -= 1,
-                None => return,
+        for turn in [Shrinks::First, Shrinks::Last] {
+            while total(widths) > limit {
+                let can_shrink = (0..widths.len()).filter(|&at| {
+                    self.columns[shown[at]].shrinks == turn && widths[at] > MIN_FLEXIBLE
+                });
+                match can_shrink.max_by_key(|&at| widths[at]) {
+                    Some(widest) => widths[widest] -= 1,
+                    None => break,
+                }
             }
         }
     }
@@ -132,6 +149,16 @@ slot                                        bits
 encoder.layer.0.attention.weight_quantizer     8
 conv                                          16
 "
+        );
+    }
+
+    #[test]
+    fn names_are_shortened_last() {
+        let mut table = Table::new([Column::name("slot"), Column::flexible("tags")]);
+        table.row(["conv1.weight_quantizer".into(), "#before/conv #parameter/weight".into()]);
+        assert_eq!(
+            table.render(Some(40)).lines().last(),
+            Some("conv1.weight_quantizer  #before…r/weight")
         );
     }
 

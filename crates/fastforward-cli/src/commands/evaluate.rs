@@ -35,7 +35,7 @@ pub(super) fn scores(evaluation: &Evaluation, names: &[String]) -> String {
         .last()
         .map(|model| model.metrics.iter().map(|one| (one.metric.as_str(), one.unit)).collect())
         .unwrap_or_default();
-    let mut columns = vec![Column::flexible("model"), Column::right("bytes")];
+    let mut columns = vec![Column::name("model"), Column::right("bytes")];
     columns.extend(metrics.iter().map(|(metric, unit)| match *unit {
         "" => Column::right(metric),
         unit => Column::right(&format!("{metric} {unit}")),

@@ -94,7 +94,7 @@ fn find(
         });
     }
     let mut table = Table::new([
-        Column::flexible("name"),
+        Column::name("name"),
         Column::left("kind"),
         Column::left("class"),
         Column::left("shape"),

@@ -83,20 +83,24 @@ fn slots(plan: &Plan) -> String {
         None => format!("line {}", plan.rules[rule].line),
     };
     let mut table = Table::new([
-        Column::flexible("slot"),
+        Column::name("slot"),
         Column::flexible("rule"),
         Column::right("bits"),
-        Column::flexible("granularity"),
+        Column::flexible("per"),
         Column::flexible("range"),
-        Column::flexible("also matched by"),
+        Column::flexible("losers"),
     ]);
     for slot in &plan.slots {
         let quantizer = slot.quantizer.as_ref();
+        let granularity = quantizer.and_then(|one| one.granularity.as_deref());
         table.row([
             slot.names.join(" = "),
             slot.rule.map_or_else(|| "-".to_owned(), label),
             quantizer.map_or_else(|| "-".to_owned(), |one| one.num_bits.to_string()),
-            quantizer.and_then(|one| one.granularity.clone()).unwrap_or_default(),
+            granularity
+                .map(|text| text.strip_prefix("per ").unwrap_or(text))
+                .unwrap_or("")
+                .to_owned(),
             quantizer.and_then(|one| one.estimator.clone()).unwrap_or_default(),
             slot.losers.iter().map(|&rule| label(rule)).collect::<Vec<_>>().join(", "),
         ]);

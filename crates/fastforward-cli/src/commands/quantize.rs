@@ -144,7 +144,7 @@ fn layers(report: &Report, all: bool) -> String {
     let layers = &report.layers;
     let shown = if all { layers.differences.len() } else { SHOWN };
     let mut table = Table::new([
-        Column::flexible("worst first"),
+        Column::name("worst first"),
         Column::flexible("value"),
         Column::right("sqnr dB"),
         Column::right("max diff"),

@@ -189,31 +189,31 @@ fn plan_shows_every_slot_and_touches_no_data() {
           20  weights  **/[quantizer:parameter/weight]                                 4        4
           26  inputs   **/{[cls:Conv], [cls:Gemm]}/[quantizer:activation/input]        4        4
 
-        slot                     rule     bits  granularity    range
-        c1.input_quantizer       inputs      8  per tensor     min-max
-        c1.weight_quantizer      weights     8  per channel 0  min-max
+        slot                     rule     bits  per        range
+        c1.input_quantizer       inputs      8  tensor     min-max
+        c1.weight_quantizer      weights     8  channel 0  min-max
         c1.bias_quantizer        -           -
         c1.output_quantizer      -           -
         r1.input_quantizer       -           -
         r1.output_quantizer      -           -
         p1.input_quantizer       -           -
         p1.output_quantizer      -           -
-        c2.input_quantizer       inputs      8  per tensor     min-max
-        c2.weight_quantizer      weights     8  per channel 0  min-max
+        c2.input_quantizer       inputs      8  tensor     min-max
+        c2.weight_quantizer      weights     8  channel 0  min-max
         c2.bias_quantizer        -           -
         c2.output_quantizer      -           -
         r2.input_quantizer       -           -
         r2.output_quantizer      -           -
         p2.input_quantizer       -           -
         p2.output_quantizer      -           -
-        g1.input_quantizer       inputs      8  per tensor     min-max
-        g1.weight_quantizer      weights     8  per channel 0  min-max
+        g1.input_quantizer       inputs      8  tensor     min-max
+        g1.weight_quantizer      weights     8  channel 0  min-max
         g1.bias_quantizer        -           -
         g1.output_quantizer      -           -
         r3.input_quantizer       -           -
         r3.output_quantizer      -           -
-        logits.input_quantizer   inputs      8  per tensor     min-max
-        logits.weight_quantizer  weights     8  per channel 0  min-max
+        logits.input_quantizer   inputs      8  tensor     min-max
+        logits.weight_quantizer  weights     8  channel 0  min-max
         logits.bias_quantizer    -           -
         logits.output_quantizer  -           -
 
@@ -236,10 +236,10 @@ fn plan_shows_losers() {
     let shown = bench.transcript(&["plan", "digits_cnn.onnx", "-c", "two.toml"]);
     let lines: Vec<&str> = shown.lines().filter(|line| line.contains("weight_quantizer")).collect();
     expect![[r#"
-        c1.weight_quantizer      line 6     -                        all
-        c2.weight_quantizer      all        8  per tensor   min-max
-        g1.weight_quantizer      line 6     -                        all
-        logits.weight_quantizer  all        8  per tensor   min-max"#]]
+        c1.weight_quantizer      line 6     -                   all
+        c2.weight_quantizer      all        8  tensor  min-max
+        g1.weight_quantizer      line 6     -                   all
+        logits.weight_quantizer  all        8  tensor  min-max"#]]
     .assert_eq(&lines.join("\n"));
 }
 

@@ -225,7 +225,7 @@ fn estimator_in_words(estimator: &EstimatorConfig) -> String {
     match estimator {
         EstimatorConfig::RunningMinmax => "min-max".to_owned(),
         EstimatorConfig::SmoothedMinmax { gamma } => format!("smoothed min-max {gamma}"),
-        EstimatorConfig::MinErrorGrid(grid) => format!("min-error grid {}", grid.num_candidates),
+        EstimatorConfig::MinErrorGrid(grid) => format!("min-error {}", grid.num_candidates),
         EstimatorConfig::Percentile(one) => format!("percentile {}", one.percentile),
     }
 }
