@@ -125,6 +125,27 @@ fn a_granularity_that_does_not_fit() {
 }
 
 #[test]
+fn a_rule_that_matches_nothing_is_told_once() {
+    let bench = Bench::new();
+    bench.edit_config("name = \"weights\"", "name = \"weights\"\nexpect = 4");
+    bench.edit_config("parameter/weight", "parameter/wieght");
+    let shown = bench.transcript(&["plan", "digits_cnn.onnx", "-c", "w8a8.toml", "--quiet"]);
+    assert_eq!(shown.matches("error: ").count(), 1, "{shown}");
+}
+
+#[test]
+fn an_alternative_that_matches_nothing_is_told_where_a_number_is_expected() {
+    let bench = Bench::new();
+    bench.edit_config("{[cls:Conv], [cls:Gemm]}", "{c1, c2, g1, logit}");
+    bench.edit_config("name = \"inputs\"", "name = \"inputs\"\nexpect = 4");
+    let shown = bench.transcript(&["plan", "digits_cnn.onnx", "-c", "w8a8.toml", "--quiet"]);
+    assert!(
+        shown.contains("matches 3 slots, expected 4; ") && shown.contains("`**/logits/"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn several_mistakes_are_told_at_once() {
     let bench = Bench::new();
     bench.edit_config("parameter/weight", "parameter/wieght");

@@ -195,23 +195,35 @@ impl Job {
 
 /// What is wrong with rules, and what was probably meant.
 fn rule_problems(rules: &QuantizationConfig, resolution: &Resolution, tree: &Tree) -> Vec<String> {
-    let problems = resolution.problems().into_iter().map(|problem| {
+    let problems = resolution.problems();
+    let unmatched: Vec<&str> = problems
+        .iter()
+        .filter_map(|problem| match problem {
+            RuleProblem::Unmatched { rule, .. } => Some(rule.as_str()),
+            _ => None,
+        })
+        .collect();
+    let texts = problems.iter().filter_map(|problem| {
         let text = problem.to_string();
         let RuleProblem::Unexpected { rule: label, expected, matched } = problem else {
-            return text;
+            return Some(text);
         };
-        let wanted = match expected {
+        // That it matches nothing was said, and says more.
+        if unmatched.contains(&label.as_str()) {
+            return None;
+        }
+        let wanted = match *expected {
             Expect::Exactly(count) | Expect::AtLeast(count) => count,
             Expect::AtMost(_) => 0,
         };
-        let rule = rules.rules().iter().find(|rule| rule.label() == label);
+        let rule = rules.rules().iter().find(|rule| rule.label() == *label);
         let dead = match rule {
-            Some(rule) if matched < wanted => dead_alternatives(&rule.query, tree),
+            Some(rule) if *matched < wanted => dead_alternatives(&rule.query, tree),
             _ => Vec::new(),
         };
-        [&[text], dead.as_slice()].concat().join("; ")
+        Some([&[text], dead.as_slice()].concat().join("; "))
     });
-    problems.collect()
+    texts.collect()
 }
 
 /// Why alternatives of groups match nothing, those that do not.
