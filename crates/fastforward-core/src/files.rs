@@ -50,7 +50,16 @@ pub fn sha256(path: &Path) -> Result<String, Error> {
             n => hash.update(&piece[..n]),
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&hash.finalize()))
+}
+
+/// The SHA-256 of bytes, in hexadecimal digits.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+fn hexadecimal(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn beside(path: &Path) -> PathBuf {

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::module::classes;
 use crate::quantization::Granularity;
 use crate::quantization::affine::{
-    self, QuantizedArray, RangeSettings, SavedQuantizer, integer_grid, write_settings,
+    self, AffineParameters, QuantizedArray, RangeSettings, SavedQuantizer, integer_grid,
+    write_settings,
 };
 use crate::quantization::quantizer::{Flow, Quantizer};
 use crate::{ArrayView, Error};
@@ -40,10 +41,15 @@ impl DynamicLinearQuantizerConfig {
 /// Affine quantization with a scale and an offset made from each tensor's own minimum and maximum (spec §4.6).
 ///
 /// It has no range to set, so range estimators refuse it unless told to skip it.
-#[derive(Debug)]
 pub struct DynamicLinearQuantizer {
     config: DynamicLinearQuantizerConfig,
+    inference: Option<Box<ParameterInference>>,
 }
+
+/// Makes the parameters for one tensor.
+type ParameterInference = dyn Fn(&DynamicLinearQuantizerConfig, ArrayView<'_>) -> Result<AffineParameters, Error>
+    + Send
+    + Sync;
 
 impl DynamicLinearQuantizer {
     /// A quantizer with these settings.
@@ -53,12 +59,56 @@ impl DynamicLinearQuantizer {
     /// leaves no code.
     pub fn new(config: DynamicLinearQuantizerConfig) -> Result<Self, Error> {
         integer_grid(config.num_bits, config.range.narrow_range)?;
-        Ok(Self { config })
+        Ok(Self { config, inference: None })
+    }
+
+    /// The same with parameters from `infer` instead of each tile's minimum and maximum (spec §3.8). What it returns is
+    /// used unchanged. Such a quantizer has no saved form.
+    ///
+    /// ```
+    /// use fastforward_core::ArrayView;
+    /// use fastforward_core::quantization::affine::AffineParameters;
+    /// use fastforward_core::quantization::{DynamicLinearQuantizer, DynamicLinearQuantizerConfig, Quantizer};
+    /// let quantizer = DynamicLinearQuantizer::new(DynamicLinearQuantizerConfig::new(8))?
+    ///     .with_parameter_inference(|config, _data| {
+    ///         let num_bits = config.num_bits;
+    ///         Ok(AffineParameters { num_bits, narrow_range: false, scale: vec![0.5], offset: None })
+    ///     });
+    /// let codes = quantizer.quantize(ArrayView::new(&[1.0, -2.0], &[2])?)?;
+    /// assert_eq!(codes.codes.to_i32(), [2, -4]);
+    /// # Ok::<(), fastforward_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_parameter_inference<F>(self, infer: F) -> Self
+    where
+        F: Fn(&DynamicLinearQuantizerConfig, ArrayView<'_>) -> Result<AffineParameters, Error>
+            + Send
+            + Sync
+            + 'static,
+    {
+        Self { inference: Some(Box::new(infer)), ..self }
+    }
+
+    fn parameters(&self, x: ArrayView<'_>) -> Result<AffineParameters, Error> {
+        let DynamicLinearQuantizerConfig { num_bits, granularity, range } = &self.config;
+        match &self.inference {
+            Some(infer) => infer(&self.config, x),
+            None => affine::dynamic_parameters(x, granularity, *num_bits, range),
+        }
     }
 
     /// The settings.
     pub fn config(&self) -> &DynamicLinearQuantizerConfig {
         &self.config
+    }
+}
+
+impl fmt::Debug for DynamicLinearQuantizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DynamicLinearQuantizer")
+            .field("config", &self.config)
+            .field("has_inference", &self.inference.is_some())
+            .finish()
     }
 }
 
@@ -68,22 +118,12 @@ impl Quantizer for DynamicLinearQuantizer {
     }
 
     fn quantize(&self, x: ArrayView<'_>) -> Result<QuantizedArray, Error> {
-        let parameters = affine::dynamic_parameters(
-            x,
-            &self.config.granularity,
-            self.config.num_bits,
-            &self.config.range,
-        )?;
+        let parameters = self.parameters(x)?;
         affine::quantize(x, &self.config.granularity, parameters)
     }
 
     fn forward(&self, x: ArrayView<'_>) -> Result<Flow, Error> {
-        let parameters = affine::dynamic_parameters(
-            x,
-            &self.config.granularity,
-            self.config.num_bits,
-            &self.config.range,
-        )?;
+        let parameters = self.parameters(x)?;
         affine::fake_quantize(x, &self.config.granularity, &parameters).map(Flow::Changed)
     }
 
@@ -92,7 +132,8 @@ impl Quantizer for DynamicLinearQuantizer {
     }
 
     fn to_saved(&self) -> Option<SavedQuantizer> {
-        Some(SavedQuantizer::DynamicLinear(self.config.clone()))
+        // A closure cannot be written down.
+        self.inference.is_none().then(|| SavedQuantizer::DynamicLinear(self.config.clone()))
     }
 }
 

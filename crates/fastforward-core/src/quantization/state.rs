@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 
-use crate::files::write_whole;
+use crate::files::{sha256_of, write_whole};
 use crate::module::{Module, named_slots};
 use crate::quantization::Granularity;
 use crate::quantization::affine::{
@@ -49,6 +49,8 @@ struct Manifest {
     fastforward_version: String,
     #[serde(flatten)]
     info: StateInfo,
+    /// The SHA-256 of the tensors file: the two files belong together.
+    tensors_sha256: String,
     slots: Vec<SlotState>,
 }
 
@@ -132,7 +134,9 @@ pub fn save_quantization_state(
     if !problems.is_empty() {
         return Err(Error::of_problems(ErrorKind::State, "quantizers cannot be saved", &problems));
     }
+    let bytes = tensor_bytes(&tensors)?;
     let manifest = Manifest {
+        tensors_sha256: sha256_of(&bytes),
         version: STATE_VERSION,
         fastforward_version: env!("CARGO_PKG_VERSION").to_owned(),
         info: info.clone(),
@@ -142,7 +146,6 @@ pub fn save_quantization_state(
         Error::new(ErrorKind::Io, format!("cannot make folder `{}`: {source}", folder.display()))
             .with_source(source)
     })?;
-    let bytes = tensor_bytes(&tensors)?;
     // The manifest comes last: where it is, the tensors are there too.
     write_whole(&folder.join(TENSORS), |out| out.write_all(&bytes))?;
     let mut text = serde_json::to_string_pretty(&manifest)
@@ -273,6 +276,11 @@ pub fn load_quantization_state(
     }
     if !occupied.is_empty() {
         return Err(Error::of_problems(ErrorKind::AlreadySet, "slots cannot be filled", &occupied));
+    }
+    if sha256_of(&bytes) != manifest.tensors_sha256 {
+        return Err(wrong(format!(
+            "`{TENSORS}` is not the file that was saved with this manifest; the two belong together"
+        )));
     }
     apply_updates(updates)?;
     let rules = manifest

@@ -132,7 +132,12 @@ pub(super) fn fill(
             Ok(new) => updates.push(SlotUpdate {
                 name: name.clone(),
                 slot: slot.clone(),
-                expected: options.safe.then(|| Arc::clone(seen)),
+                // Without `safe` only overwriting may replace what came into the slot after the check above.
+                expected: match (options.safe, options.overwrite_policy) {
+                    (true, _) => Some(Arc::clone(seen)),
+                    (false, OverwritePolicy::Overwrite) => None,
+                    (false, _) => Some(current),
+                },
                 new,
             }),
             Err(error) => failures.push(error),

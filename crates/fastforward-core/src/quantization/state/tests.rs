@@ -198,3 +198,33 @@ fn what_cannot_be_loaded_again_is_not_saved() {
     let error = save(&same_name, true).unwrap_err();
     assert_eq!(error.to_string(), "`a` is the name of two slots, which could not be told apart");
 }
+
+#[test]
+fn tensors_of_another_save_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    for (folder, max) in [(&folder, 1.0), (&other, 2.0)] {
+        let slot = QuantizerSlot::input();
+        let quantizer = LinearQuantizer::new(LinearQuantizerConfig::new(8)).unwrap();
+        quantizer.set_quantization_range(&[-1.0], &[max]).unwrap();
+        slot.replace(Arc::new(quantizer));
+        save_quantization_state(
+            &Slots(vec![("x", slot)]),
+            folder.path(),
+            &StateInfo::default(),
+            false,
+        )
+        .unwrap();
+    }
+    std::fs::copy(other.path().join(TENSORS), folder.path().join(TENSORS)).unwrap();
+    let slot = QuantizerSlot::input();
+    let error = load_quantization_state(
+        &Slots(vec![("x", slot.clone())]),
+        folder.path(),
+        None,
+        InitializeOptions::default(),
+    )
+    .unwrap_err();
+    assert!(error.to_string().ends_with("the two belong together"), "{error}");
+    assert!(slot.is_stub());
+}
