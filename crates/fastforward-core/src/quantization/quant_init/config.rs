@@ -144,7 +144,7 @@ impl QuantizationConfig {
                 usage.diagnosis = Some(diagnose(rule, model)?);
             }
         }
-        Ok(Resolution { slots, rules })
+        Ok(Resolution::new(slots, rules))
     }
 
     /// Fills the slots of `model` as the rules say: every one, or none.

@@ -1,7 +1,8 @@
 //! Which rule decides which slot, and what is wrong with the rules.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
@@ -16,6 +17,8 @@ pub struct Resolution {
     pub slots: Vec<SlotResolution>,
     /// What each rule came to, in the order of the rules.
     pub rules: Vec<RuleUse>,
+    /// Where each name stands among the slots; made when a slot is first asked for by name.
+    by_name: OnceLock<HashMap<String, usize>>,
 }
 
 /// Who decides one slot.
@@ -156,9 +159,20 @@ impl Resolution {
         Err(Error::of_problems(ErrorKind::Rule, "rules are wrong", &problems))
     }
 
+    /// A resolution of these parts.
+    pub(super) fn new(slots: Vec<SlotResolution>, rules: Vec<RuleUse>) -> Self {
+        Self { slots, rules, by_name: OnceLock::new() }
+    }
+
     /// The slot of this name; any of its names will do.
     pub fn slot(&self, name: &str) -> Option<&SlotResolution> {
-        self.slots.iter().find(|slot| slot.names.iter().any(|one| one == name))
+        let by_name = self.by_name.get_or_init(|| {
+            let names = self.slots.iter().enumerate();
+            names
+                .flat_map(|(at, slot)| slot.names.iter().map(move |name| (name.clone(), at)))
+                .collect()
+        });
+        by_name.get(name).and_then(|&at| self.slots.get(at))
     }
 
     /// Counts, per rule, what it matched and won.
