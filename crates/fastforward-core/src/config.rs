@@ -40,6 +40,7 @@ mod sections;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -122,9 +123,7 @@ impl QuantConfigFile {
         let source = SourceText { name: name.to_owned(), text: text.to_owned() };
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
-            return Err(
-                source.error(errors.iter().map(|error| syntax_problem(error, text)).collect())
-            );
+            return Err(source.error(syntax_problems(&errors, text)));
         }
         let problems = Problems::default();
         check_version(root.get_ref(), &problems);
@@ -191,6 +190,20 @@ impl QuantConfigFile {
     }
 }
 
+/// The first problem of each line: what follows on a line is mostly the parser looking for its way back.
+fn syntax_problems(errors: &[toml::de::Error], text: &str) -> Vec<Problem> {
+    let mut lines = BTreeSet::new();
+    let line = |problem: &Problem| {
+        let before = text.get(..problem.span.start).unwrap_or(text);
+        before.matches('\n').count()
+    };
+    let mut problems: Vec<Problem> =
+        errors.iter().map(|error| syntax_problem(error, text)).collect();
+    problems.sort_by_key(|problem| problem.span.start);
+    problems.retain(|problem| lines.insert(line(problem)));
+    problems
+}
+
 fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
     let span = error.span().unwrap_or(0..0);
     let message = match text.get(span.clone()).is_none_or(str::is_empty) {
@@ -200,11 +213,14 @@ fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
     let message = message.replace('\n', "; ");
     let word = text.get(span.clone()).unwrap_or("").trim();
     let is_word = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_');
-    let help = match mpath::suggest::nearest(word, ["true", "false"]).filter(|_| is_word) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None if is_word && message.contains("must be quoted") => format!("write \"{word}\""),
-        None => String::new(),
-    };
+    // Only a value can have been meant to be one of these, not a key.
+    let is_value = message.contains("must be quoted") || message.contains("invalid boolean");
+    let help =
+        match mpath::suggest::nearest(word, ["true", "false"]).filter(|_| is_value && is_word) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None if is_word && message.contains("must be quoted") => format!("write \"{word}\""),
+            None => String::new(),
+        };
     Problem { span, message: format!("not valid TOML: {message}"), help }
 }
 
@@ -212,7 +228,22 @@ fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
 fn check_version(root: &DeTable<'_>, problems: &Problems) {
     let help = format!("this program reads `schema_version = {SCHEMA_VERSION}`");
     match root.get("schema_version") {
-        None => problems.add(0..0, "the file has no `schema_version`", help),
+        None => {
+            let keys: Vec<_> =
+                root.keys().filter(|key| !ROOT_KEYS.contains(&key.get_ref().as_ref())).collect();
+            let near = mpath::suggest::nearest(
+                "schema_version",
+                keys.iter().map(|key| key.get_ref().as_ref()),
+            );
+            match keys.iter().find(|key| near == Some(key.get_ref().as_ref())) {
+                Some(key) => problems.add(
+                    key.span(),
+                    format!("unknown key `{}` in the file", key.get_ref()),
+                    "did you mean `schema_version`?",
+                ),
+                None => problems.add(0..0, "the file has no `schema_version`", help),
+            }
+        }
         Some(value) => match integer(value.get_ref()) {
             Some(SCHEMA_VERSION) => {}
             Some(other) => {

@@ -737,6 +737,23 @@ fn text_that_is_no_toml() {
           |  ^^^^^"#]],
     );
     refused(
+        "[rule]\n[[rule]]\n",
+        expect![[r#"
+        w8a8.toml:3:3: not valid TOML: duplicate key
+          |
+        3 | [[rule]]
+          |   ^^^^"#]],
+    );
+    // What follows on the line is the parser looking for its way back.
+    refused(
+        "a = { b = \"\"c\", d = 8 }\n",
+        expect![[r#"
+        w8a8.toml:2:13: not valid TOML: missing comma between key-value pairs, expected `,`
+          |
+        2 | a = { b = ""c", d = 8 }
+          |             ^"#]],
+    );
+    refused(
         "query = \"unclosed",
         expect![[r#"
         w8a8.toml:2:18: not valid TOML: invalid basic string, expected `"`
@@ -752,6 +769,10 @@ fn another_schema_version_is_refused_by_that_alone() {
         (
             "",
             "w8a8.toml:1:1: the file has no `schema_version`\n  |\n1 |\n  | ^ this program reads `schema_version = 1`",
+        ),
+        (
+            "schema_verson = 1\n",
+            "w8a8.toml:1:1: unknown key `schema_verson` in the file\n  |\n1 | schema_verson = 1\n  | ^^^^^^^^^^^^^ did you mean `schema_version`?",
         ),
         (
             "a = 1\nschema_version = 2\n",
