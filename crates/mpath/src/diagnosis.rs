@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::automaton::Lists;
 use crate::selector::{Segment, SegmentKind, Source};
-use crate::{Error, Fragment, Node, QuerySet, Selector, suggest};
+use crate::{Error, Fragment, Node, QuerySet, Selector, Wildcard, suggest};
 
 use chain::Chain;
 
@@ -73,7 +73,35 @@ pub fn diagnose<N: Node>(selector: &Selector, root: N) -> Result<Option<Diagnosi
         QuerySet::new([prefix])?
             .walk_matches(root, |visit| nearby.look_at(&visit.path.full_name(), visit.node))?;
     }
-    Ok(Some(nearby.into_diagnosis(selector, alive)))
+    let mut diagnosis = nearby.into_diagnosis(selector, alive);
+    if diagnosis.suggestion.is_none() {
+        // No name is near: a `*` up to here may have been meant to span any number of levels.
+        for index in (0..=alive).rev() {
+            if let Some(spanning) = spanning_levels(selector, index)
+                && is_met(&spanning)?
+            {
+                let step = Wildcard::AnyPath.to_string();
+                diagnosis.suggestion = Some(Suggestion { step, query: spanning.to_string() });
+                break;
+            }
+        }
+    }
+    Ok(Some(diagnosis))
+}
+
+/// The selector with `**` in place of the `*` at `index`; `None` if there is another segment.
+fn spanning_levels(selector: &Selector, index: usize) -> Option<Selector> {
+    let mut segments = selector.segments().to_vec();
+    match segments[index].kind() {
+        SegmentKind::Fragment(fragment)
+            if fragment.to_string() == Wildcard::AnyChild.to_string() =>
+        {
+            segments[index] =
+                Segment::new(SegmentKind::Fragment(std::sync::Arc::new(Wildcard::AnyPath)));
+            Some(Selector::of(segments))
+        }
+        _ => None,
+    }
 }
 
 /// Why a query matches nothing.
@@ -107,7 +135,7 @@ pub struct Step {
     pub source: Option<Source>,
 }
 
-/// A step that would have matched, instead of the one that did not.
+/// A step that would have matched, instead of the one that did not, or of a `*` before it that should be `**`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Suggestion {
     /// The text of the step.

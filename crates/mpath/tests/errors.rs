@@ -236,6 +236,12 @@ fn the_step_at_which_matching_died_is_found() {
         it has no children",
     );
     check_diagnosis("**/weight", "matches");
+    // One star where two were meant.
+    check_diagnosis(
+        "*/q_proj/weight",
+        "`*/q_proj/weight` matches nothing: no child of 2 nodes, such as `layers`, matches step 2, `q_proj`; \
+        the children of the latter are `0`; did you mean `**/q_proj/weight`?",
+    );
 }
 
 #[track_caller]
