@@ -28,7 +28,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`mpath`] | path queries: `encoder/**/[cls:Linear]/[quantizer:parameter/weight]` |
-//! | [`module`] | [`Module`](module::Module) and its derive, visitors, the printed tree |
+//! | [`module`] | [`Module`] and its derive, visitors, the printed tree |
 //! | [`quantization::quant_init`] | [`QuantizationConfig`](quantization::quant_init::QuantizationConfig), [`QuantizerCollection`](quantization::quant_init::QuantizerCollection), [`find_quantizers`](quantization::quant_init::find_quantizers) |
 //! | [`quantization`] | slots, [`LinearQuantizer`](quantization::LinearQuantizer), [`DynamicLinearQuantizer`](quantization::DynamicLinearQuantizer), granularities, state on disk |
 //! | [`range_setting`] | [`estimate_ranges`](range_setting::estimate_ranges) and its estimators |
