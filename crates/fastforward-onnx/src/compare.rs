@@ -33,7 +33,8 @@ pub struct LayerDifference {
 /// Compares every output of a node, every quantized input and every quantized constant, worst first.
 ///
 /// Activations are compared as they come out of the whole graph: their difference holds that of everything before them.
-/// Values are held for one batch at a time, and not all of them where they do not fit `options.max_bytes`.
+/// Values are held for one batch at a time, and not all of them where they do not fit `options.max_bytes`. Without
+/// batches nothing is executed, and only constants are compared.
 ///
 /// # Errors
 /// Those of [`Engine::new`], of [`Engine::run`] and of `batches`.
@@ -47,7 +48,8 @@ pub fn compare_layers(
 ) -> Result<Vec<LayerDifference>> {
     let mut rows = constants(model, tree)?;
     let compared = compared_activations(tree, simulated);
-    if !compared.is_empty() {
+    let mut batches = batches.into_iter().peekable();
+    if !compared.is_empty() && batches.peek().is_some() {
         let differences = activations(model, simulated, &compared, batches, options, progress)?;
         rows.extend(
             compared
@@ -66,7 +68,7 @@ fn row(name: String, value: String, is_quantized: bool, d: &Difference) -> Layer
         name,
         value,
         is_quantized,
-        sqnr_db: 10.0 * (d.sum_reference_squared / d.sum_error_squared).log10(),
+        sqnr_db: sqnr_db(d),
         max_abs_difference: d.max_abs,
     }
 }
@@ -167,6 +169,14 @@ fn group_end(start: usize, len: usize, seen: &BTreeMap<usize, usize>, max_bytes:
         total <= max_bytes
     });
     start + fits.count().max(1)
+}
+
+/// `10 · log10(Σ a² / Σ (a - b)²)`; infinite where nothing differs, also where all is zero; NaN where there is no data.
+pub(crate) fn sqnr_db(d: &Difference) -> f64 {
+    match d.sum_error_squared {
+        0.0 if d.len > 0 => f64::INFINITY,
+        noise => 10.0 * (d.sum_reference_squared / noise).log10(),
+    }
 }
 
 pub(crate) fn difference(reference: &[f32], other: &[f32]) -> Result<Difference> {

@@ -19,7 +19,7 @@ mod feed;
 mod operators;
 mod pack;
 
-pub use operators::is_supported;
+pub use operators::{check_operators, is_supported};
 
 /// How an [`Engine`] computes.
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ impl Engine {
     fn from_lowered(model: &Model, mut lowered: Lowered, options: &EngineOptions) -> Result<Self> {
         let mut problems = Vec::new();
         if let Some(graph) = &lowered.proto.graph {
-            operators::check(graph, &mut problems);
+            operators::check(graph, &|_| false, &mut problems);
         }
         if !problems.is_empty() {
             return Err(Error::many(ErrorKind::Unsupported, problems));

@@ -10,8 +10,8 @@ use prost::Message;
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::proto::{
-    GraphProto, ModelProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto,
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
+    TypeProto, ValueInfoProto,
     tensor_shape_proto::{Dimension, dimension},
     type_proto,
 };
@@ -233,6 +233,23 @@ impl Model {
     /// The constants of the main graph: initializers, then `Constant` nodes.
     pub fn constants(&self) -> impl Iterator<Item = Constant<'_>> {
         constant::constants_of(self.graph(), self.folder.as_deref())
+    }
+
+    /// The constants of the main graph, then those of the graphs nested in its nodes.
+    pub fn all_constants(&self) -> impl Iterator<Item = Constant<'_>> {
+        self.all_graphs().flat_map(|graph| constant::constants_of(graph, self.folder.as_deref()))
+    }
+
+    /// The main graph, then the graphs nested in its nodes, outer ones first.
+    pub fn all_graphs(&self) -> impl Iterator<Item = &GraphProto> {
+        let mut graphs = vec![self.graph()];
+        let mut at = 0;
+        while let Some(&graph) = graphs.get(at) {
+            let nested = graph.node.iter().flat_map(NodeProto::subgraphs);
+            graphs.extend(nested.map(|(_, graph)| graph));
+            at += 1;
+        }
+        graphs.into_iter()
     }
 
     /// The constant called `name`, an initializer or the output of a `Constant` node.

@@ -83,6 +83,14 @@ pub fn lower(model: &Model) -> Result<Lowered> {
     Ok(Lowered { proto, codes: lowering.codes })
 }
 
+/// Whether [`lower`] expresses the node by others, where it can.
+pub(crate) fn is_expressed(node: &NodeProto) -> bool {
+    const EXPRESSED: [&str; 5] =
+        ["QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "Dropout"];
+    let is_listed = EXPRESSED.iter().any(|op_type| node.is_standard(op_type));
+    is_listed || qdq::is_quantize(node) || qdq::is_dequantize(node)
+}
+
 /// State while a model is rewritten.
 struct Lowering<'m> {
     model: &'m Model,

@@ -7,9 +7,9 @@ use ff_kernels::Difference;
 use serde::Serialize;
 
 use crate::calibrate::{Batch, Progress};
-use crate::compare::difference;
+use crate::compare::{difference, sqnr_db};
 use crate::dtype::DType;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, check_operators};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{ExportSummary, WrittenActivation, WrittenConstant};
 use crate::graph::{Model, constants_of};
@@ -39,8 +39,10 @@ pub struct Verification {
     pub activations: usize,
     /// Batches that went through the file and the simulation.
     pub batches: usize,
-    /// One per float output of the graph; empty without batches.
+    /// One per float output of the graph; empty where nothing was executed.
     pub outputs: Vec<OutputAgreement>,
+    /// Why nothing was executed, each reason a phrase; empty where something was.
+    pub not_executed: Vec<String>,
 }
 
 /// An output of the file beside that of the simulation.
@@ -82,7 +84,10 @@ pub struct Agreement {
 ///    quantizer's.
 /// 3. The file is executed on `batches` beside the simulation. Rounding ties the way `QuantizeLinear` does, both must
 ///    give the same; where nodes were rewritten for a newer operator set, floating-point order may differ, and the noise
-///    power of the difference must stay below a hundredth of that of quantization. Without batches nothing is executed.
+///    power of the difference must stay below a hundredth of that of quantization.
+///
+/// The third step is left out, and [`Verification::not_executed`] says why, without batches; and where the engine lacks an
+/// operator and no activation is quantized: the constants are proven by the first step.
 ///
 /// # Errors
 /// `Verification` with everything that differs; the errors of [`Model::load`], of [`Engine::new`] and of
@@ -122,17 +127,30 @@ pub fn verify(
     let has_odd_offsets = placement.activations.iter().any(|one| {
         (0..one.parameters.scale.len()).any(|tile| one.parameters.rounded_offset(tile) % 2.0 != 0.0)
     });
-    let (batches, outputs) = run(&file, model, tree, has_odd_offsets, batches, options, progress)?;
+    let mut verification = Verification {
+        constants: placement.constants.len(),
+        activations: placement.activations.len(),
+        batches: 0,
+        outputs: Vec::new(),
+        not_executed: Vec::new(),
+    };
+    let mut batches = batches.into_iter().peekable();
+    if let Err(error) = check_operators(model)
+        && (placement.activations.is_empty() || batches.peek().is_none())
+    {
+        verification.not_executed = error.problems().to_vec();
+        return Ok(verification);
+    }
+    if batches.peek().is_none() {
+        verification.not_executed.push("there are no samples".to_owned());
+        return Ok(verification);
+    }
+    let (count, outputs) = run(&file, model, tree, has_odd_offsets, batches, options, progress)?;
     let problems: Vec<String> = outputs.iter().filter_map(OutputAgreement::problem).collect();
     if !problems.is_empty() {
         return Err(failed(path, problems));
     }
-    Ok(Verification {
-        constants: placement.constants.len(),
-        activations: placement.activations.len(),
-        batches,
-        outputs,
-    })
+    Ok(Verification { batches: count, outputs, ..verification })
 }
 
 fn failed(path: &Path, problems: Vec<String>) -> Error {
@@ -322,7 +340,7 @@ impl Pair {
         Agreement {
             max_abs_difference: d.max_abs,
             noise_power: d.sum_error_squared,
-            sqnr_db: 10.0 * (d.sum_reference_squared / d.sum_error_squared).log10(),
+            sqnr_db: sqnr_db(d),
             same_top1: (self.rows > 0).then(|| self.same_rows as f64 / self.rows as f64),
         }
     }
@@ -339,13 +357,11 @@ fn run(
     model: &Model,
     tree: &Tree,
     has_odd_offsets: bool,
-    batches: impl IntoIterator<Item = Result<Batch>>,
+    batches: impl Iterator<Item = Result<Batch>>,
     options: &VerifyOptions,
     progress: &mut dyn Progress,
 ) -> Result<(usize, Vec<OutputAgreement>)> {
-    let mut batches = batches.into_iter();
     let total = batches.size_hint().1;
-    let Some(first) = batches.next() else { return Ok((0, Vec::new())) };
     let engine = |rounding| -> Result<Engine> {
         let simulated =
             simulate(model, tree, &SimulateOptions { rounding, shapes: options.shapes.clone() })?;
@@ -365,7 +381,7 @@ fn run(
     let outputs: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut sums: Vec<Sums> = names.iter().map(|_| Sums::default()).collect();
     let mut count = 0;
-    for batch in std::iter::once(first).chain(batches) {
+    for batch in batches {
         let batch = batch?;
         let inputs: Vec<(&str, &Tensor)> = batch.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let found = written.run(&inputs, &outputs)?;

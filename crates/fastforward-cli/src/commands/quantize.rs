@@ -135,6 +135,13 @@ fn verified(report: &Report) -> Vec<String> {
         };
         lines.push(format!("`{}` computed from the file is {how}", output.name));
     }
+    const SHOWN: usize = 3;
+    let reasons = &found.not_executed;
+    lines
+        .extend(reasons.iter().take(SHOWN).map(|reason| format!("outputs not compared: {reason}")));
+    if reasons.len() > SHOWN {
+        lines.push(format!("and {} more like it (--json)", count((reasons.len() - SHOWN) as u64)));
+    }
     lines
 }
 

@@ -4,4 +4,5 @@ mod bench;
 mod files;
 mod rules;
 mod transcripts;
+mod weights_only;
 mod wrong_inputs;

@@ -1,6 +1,8 @@
 //! The operators that the execution engine knows.
 
-use crate::graph::check_describe as describe;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Model, check_describe as describe};
+use crate::lower;
 use crate::proto::{GraphProto, NodeProto};
 
 /// Whether graphs with the operator `op_type` of `domain` can be executed.
@@ -20,10 +22,36 @@ pub fn is_supported(domain: &str, op_type: &str) -> bool {
     }
 }
 
-/// Names every node whose operator is unknown, nested graphs included.
-pub(super) fn check(graph: &GraphProto, problems: &mut Vec<String>) {
+/// Refuses a model with operators that cannot be executed, without preparing anything: constants are not looked at.
+///
+/// ```
+/// use fastforward_onnx::{engine::check_operators, graph::Model};
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/digits/digits_mlp.onnx");
+///
+/// let mut model = Model::load(path.as_ref())?;
+/// assert!(check_operators(&model).is_ok());
+/// model.graph_mut().node[0].op_type = Some("Rectify".into());
+/// assert!(check_operators(&model).unwrap_err().to_string().starts_with("operator `Rectify`"));
+/// # Ok::<(), fastforward_onnx::Error>(())
+/// ```
+///
+/// # Errors
+/// `Unsupported` naming each node whose operator is neither known to the engine nor expressed by others, nested graphs
+/// included.
+pub fn check_operators(model: &Model) -> Result<()> {
+    let mut problems = Vec::new();
+    check(model.graph(), &lower::is_expressed, &mut problems);
+    if problems.is_empty() { Ok(()) } else { Err(Error::many(ErrorKind::Unsupported, problems)) }
+}
+
+/// Names every node whose operator is unknown, to `is_known` too, nested graphs included.
+pub(super) fn check(
+    graph: &GraphProto,
+    is_known: &dyn Fn(&NodeProto) -> bool,
+    problems: &mut Vec<String>,
+) {
     for node in &graph.node {
-        if !is_supported(node.domain(), node.op_type()) {
+        if !is_supported(node.domain(), node.op_type()) && !is_known(node) {
             let domain = match node.domain() {
                 "" => String::new(),
                 domain => format!(" of the domain `{domain}`"),
@@ -35,7 +63,7 @@ pub(super) fn check(graph: &GraphProto, problems: &mut Vec<String>) {
         }
     }
     for (_, nested) in graph.node.iter().flat_map(NodeProto::subgraphs) {
-        check(nested, problems);
+        check(nested, is_known, problems);
     }
 }
 

@@ -2,9 +2,9 @@
 
 use serde::{Serialize, Serializer};
 
-use crate::graph::{Model, constants_of};
+use crate::graph::Model;
 use crate::placement::BiasOutcome;
-use crate::proto::{GraphProto, Message, NodeProto};
+use crate::proto::Message;
 use crate::tree::{NestedGraph, Role};
 
 /// What was written where, and why.
@@ -110,21 +110,17 @@ pub struct SizeChange {
 impl SizeChange {
     pub(super) fn between(before: &Model, after: &Model) -> Self {
         Self {
-            constant_bytes_before: constant_bytes(before, before.graph()),
-            constant_bytes_after: constant_bytes(after, after.graph()),
+            constant_bytes_before: constant_bytes(before),
+            constant_bytes_after: constant_bytes(after),
             file_bytes_before: before.proto().encoded_len() as u64,
             file_bytes_after: after.proto().encoded_len() as u64,
         }
     }
 }
 
-fn constant_bytes(model: &Model, graph: &GraphProto) -> u64 {
-    let own: u64 = constants_of(graph, model.folder())
-        .filter_map(|constant| constant.info().ok())
-        .map(|info| info.size_bytes as u64)
-        .sum();
-    let nested = graph.node.iter().flat_map(NodeProto::subgraphs);
-    own + nested.map(|(_, graph)| constant_bytes(model, graph)).sum::<u64>()
+fn constant_bytes(model: &Model) -> u64 {
+    let infos = model.all_constants().filter_map(|constant| constant.info().ok());
+    infos.map(|info| info.size_bytes as u64).sum()
 }
 
 pub(super) fn role_name(role: Role) -> &'static str {

@@ -11,6 +11,7 @@ use fastforward_core::range_setting::EstimatorConfig;
 use super::Job;
 use super::summary::{ModelSummary, file_name};
 use crate::error::Result;
+use crate::placement::ConstantFinder;
 use crate::tree::{Role, Site};
 
 /// Which rule decides each slot of a model, and what that makes of it.
@@ -107,13 +108,14 @@ impl Plan {
         let model = ModelSummary::new(&job.model, &job.tree)?;
         let mut seen = HashSet::new();
         let mut slots = Vec::new();
+        let mut finder = ConstantFinder::new(&job.model);
         let mut constants =
             PlannedBytes { before: model.parameters.bytes, after: model.parameters.bytes };
         for site in job.tree.sites() {
             if !seen.insert(site.slot.id()) {
                 continue;
             }
-            let slot = PlannedSlot::new(job, site);
+            let slot = PlannedSlot::new(job, site, &mut finder);
             if let Some(bytes) = slot.bytes {
                 constants.after = (constants.after + bytes.after).saturating_sub(bytes.before);
             }
@@ -153,7 +155,7 @@ impl Plan {
 }
 
 impl PlannedSlot {
-    fn new(job: &Job, site: &Site) -> Self {
+    fn new(job: &Job, site: &Site, finder: &mut ConstantFinder<'_>) -> Self {
         let resolved = job.resolution.slot(&site.name);
         let winner = resolved.and_then(|slot| slot.winner);
         let quantizer = site.slot.quantizer();
@@ -173,15 +175,18 @@ impl PlannedSlot {
             losers: resolved
                 .map(|slot| slot.losers.iter().map(|loser| loser.rule).collect())
                 .unwrap_or_default(),
-            bytes: constant_bytes(job, site),
+            bytes: constant_bytes(site, finder),
             quantizer,
         }
     }
 }
 
 /// Bytes of the constant at a site, and of what replaces it.
-fn constant_bytes(job: &Job, site: &Site) -> Option<PlannedBytes> {
-    let info = job.model.constant(&site.value)?.info().ok()?;
+fn constant_bytes(site: &Site, finder: &mut ConstantFinder<'_>) -> Option<PlannedBytes> {
+    if matches!(site.role, Role::Input | Role::Output) {
+        return None;
+    }
+    let info = finder.find(site).ok()?.1.info().ok()?;
     let before = info.size_bytes as u64;
     let quantizer = site.slot.quantizer();
     let (Some(num_bits), Some(granularity)) = (quantizer.num_bits(), granularity(&*quantizer))

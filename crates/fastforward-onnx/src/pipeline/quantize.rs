@@ -23,7 +23,7 @@ use super::summary::file_name;
 use super::{Job, JobData, Plan, Progress, Stage};
 use crate::calibrate::{self, Batch, RunOptions, SiteObserver, Watched, calibrate};
 use crate::compare::compare_layers;
-use crate::engine::{BatchInput, Engine};
+use crate::engine::{BatchInput, Engine, check_operators};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{ExportOptions, Exported, Signedness, export};
 use crate::graph::Model;
@@ -36,6 +36,10 @@ use crate::verify::{Verification, VerifyOptions, verify};
 /// The names of what [`Job::quantize`] writes beside the model.
 const REPORT: &str = "report.json";
 const STATE: &str = "state";
+
+/// Where the engine is needed although no range comes from data.
+const NEEDS_ENGINE: &str =
+    "[evaluation], which executes the model (constants can be quantized without it)";
 
 /// What [`Job::quantize`] did.
 #[derive(Clone, Debug)]
@@ -108,6 +112,9 @@ impl Job {
         self.check()?;
         let data = self.open_data()?;
         self.check_outputs(out, &data)?;
+        if data.calibration.is_none() && data.evaluation.is_some() {
+            check_operators(&self.model).map_err(|error| error.within(NEEDS_ENGINE))?;
+        }
         let outputs = Outputs::create(out)?;
         let places = self.outputs(outputs.staging());
 

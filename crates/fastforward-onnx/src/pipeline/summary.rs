@@ -34,9 +34,9 @@ pub struct ModelSummary {
     pub inputs: Vec<String>,
     /// What is computed: name, type and shape.
     pub outputs: Vec<String>,
-    /// The number of nodes of the main graph.
+    /// The number of nodes, those of nested graphs included.
     pub nodes: usize,
-    /// The constants that nodes work with.
+    /// The constants that nodes work with, those of nested graphs included.
     pub parameters: Totals,
     /// The number of quantizer slots; a slot with several names counts once.
     pub slots: usize,
@@ -83,7 +83,7 @@ impl ModelSummary {
         opsets.sort_by(|a, b| a.domain.cmp(&b.domain));
         let producer = format!("{} {}", proto.producer_name(), proto.producer_version());
         let mut parameters = Totals::default();
-        for constant in model.constants() {
+        for constant in model.all_constants() {
             let info = constant.info()?;
             parameters.tensors += 1;
             parameters.elements += info.shape.iter().map(|&size| size as u64).product::<u64>();
@@ -100,7 +100,7 @@ impl ModelSummary {
             producer: producer.trim().to_owned(),
             inputs: model.inputs().iter().map(ValueInfo::to_string).collect(),
             outputs: model.outputs().iter().map(ValueInfo::to_string).collect(),
-            nodes: model.graph().node.len(),
+            nodes: model.all_graphs().map(|graph| graph.node.len()).sum(),
             parameters,
             slots: slots.len(),
         })

@@ -7,7 +7,8 @@ use fastforward_core::quantization::{
     DynamicLinearQuantizer, DynamicLinearQuantizerConfig, Granularity, LinearQuantizer,
     LinearQuantizerConfig,
 };
-use fastforward_onnx::calibrate::{RunOptions, Watched, calibrate};
+use fastforward_onnx::calibrate::{Batch, RunOptions, Watched, calibrate};
+use fastforward_onnx::compare::compare_layers;
 use fastforward_onnx::dtype::DType;
 use fastforward_onnx::engine::{Engine, EngineOptions};
 use fastforward_onnx::export::{ExportOptions, export};
@@ -436,4 +437,58 @@ fn a_bias_is_rounded_to_the_products_of_both_scales() {
     let simulated = simulate(&model, &tree, &SimulateOptions::default()).unwrap();
     assert!(simulated.biases.is_empty());
     let _: Result<(), Error> = exported.check();
+}
+
+#[test]
+fn an_unknown_operator_is_no_reason_to_refuse_quantized_weights() {
+    let mut unknown = node("Rectify", "r", &["a"], &["y"]);
+    unknown.domain = Some("com.example".to_owned());
+    let nodes = vec![node("MatMul", "m", &["x", "w"], &["a"]), unknown];
+    let model = model(21, nodes, &[("w", &[4, 3])], &["y"]);
+    let exported = |tree: &Tree| {
+        let exported = export(&model, tree, &ExportOptions::default()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("q.onnx");
+        exported.model.save(&path).unwrap();
+        let batches = [Ok(vec![("x".to_owned(), ramp(&[2, 4]))])];
+        let options = VerifyOptions::default();
+        verify(&path, &model, tree, &exported.summary, batches, &options, &mut ())
+    };
+    let tree = Tree::new(&model);
+    set(&tree, "m.weight_quantizer", int8(), &[0.01], None);
+    let found = exported(&tree).unwrap();
+    let reason = "operator `Rectify` (node `r`) of the domain `com.example` is not supported by the execution engine";
+    assert_eq!((found.constants, found.batches, found.outputs.len()), (1, 0, 0));
+    assert_eq!(found.not_executed, [reason]);
+
+    // What an activation's quantizer does shows only in what is computed.
+    set(&tree, "m.input_quantizer", int8(), &[0.02], None);
+    let error = exported(&tree).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.problems()),
+        (ErrorKind::Unsupported, &[reason.to_owned()][..])
+    );
+}
+
+#[test]
+fn values_that_are_zero_with_and_without_quantization_do_not_differ() {
+    let nodes = vec![
+        node("MatMul", "m", &["x", "w"], &["a"]),
+        node("Sub", "zero", &["a", "a"], &["b"]),
+        node("Add", "end", &["a", "b"], &["y"]),
+    ];
+    let model = model(13, nodes, &[("w", &[4, 3])], &["y"]);
+    let tree = Tree::new(&model);
+    set(&tree, "m.weight_quantizer", int8(), &[0.01], None);
+    let simulated = simulate(&model, &tree, &SimulateOptions::default()).unwrap();
+    let layers = |batches: Vec<Result<Batch, Error>>| {
+        let options = RunOptions::default();
+        let layers = compare_layers(&model, &tree, &simulated, batches, &options, &mut ()).unwrap();
+        let named = layers.into_iter().map(|layer| (layer.name, layer.sqnr_db.is_infinite()));
+        named.collect::<Vec<(String, bool)>>()
+    };
+    let found = layers(vec![Ok(vec![("x".to_owned(), ramp(&[2, 4]))])]);
+    assert_eq!(found.last().unwrap(), &("zero".to_owned(), true));
+    assert_eq!(found.len(), 4);
+    assert_eq!(layers(Vec::new()), [("m.weight_quantizer".to_owned(), false)]);
 }
