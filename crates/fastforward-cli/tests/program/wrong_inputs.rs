@@ -283,6 +283,24 @@ fn an_input_is_never_replaced() {
 }
 
 #[test]
+fn what_stands_where_a_result_belongs_is_refused_before_any_computing() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.path("out/report.json")).unwrap();
+    bench.write("out/state", "mine");
+    let args = ["quantize", "digits_cnn.onnx", "--config", "w8a8.toml", "--out", "out"];
+    expect![[r#"
+        -- stderr
+        error: 2 problems
+          `out/report.json` is a folder; a file is written there
+          `out/state` is a file; a folder is made there
+        -- exit 2
+    "#]]
+    .assert_eq(&bench.transcript(&args));
+    assert_eq!(std::fs::read(bench.path("out/state")).unwrap(), b"mine");
+    assert!(!bench.path("out/digits_cnn.qdq.onnx").exists());
+}
+
+#[test]
 fn unknown_key() {
     let bench = Bench::new();
     bench.edit_config("num_bits = 8, symmetric = true", "num_bit = 8, symmetric = true");

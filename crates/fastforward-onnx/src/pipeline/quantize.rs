@@ -75,7 +75,7 @@ impl Job {
         ]
     }
 
-    /// Refuses an output folder in which a file would replace one that is read.
+    /// Refuses an output folder in which a file would replace one that is read, or cannot stand where it belongs.
     ///
     /// # Errors
     /// `Io` naming each such file.
@@ -88,13 +88,20 @@ impl Job {
         }
         let inputs: Vec<PathBuf> =
             inputs.into_iter().filter_map(|path| path.canonicalize().ok()).collect();
-        let taken = self
-            .outputs(out)
-            .into_iter()
-            .filter(|output| output.canonicalize().is_ok_and(|output| inputs.contains(&output)));
-        let problems: Vec<String> = taken
-            .map(|path| format!("`{}` is read by this job and would be replaced", path.display()))
-            .collect();
+        let mut problems = Vec::new();
+        for output in self.outputs(out) {
+            let path = output.display();
+            if output.canonicalize().is_ok_and(|output| inputs.contains(&output)) {
+                problems.push(format!("`{path}` is read by this job and would be replaced"));
+            }
+            if output.is_dir() {
+                problems.push(format!("`{path}` is a folder; a file is written there"));
+            }
+        }
+        let state = out.join(STATE);
+        if state.exists() && !state.is_dir() {
+            problems.push(format!("`{}` is a file; a folder is made there", state.display()));
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::many(ErrorKind::Io, problems)) }
     }
 
