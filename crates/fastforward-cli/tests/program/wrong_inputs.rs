@@ -400,3 +400,15 @@ fn predictions_of_several_models() {
     ]));
     assert!(!bench.path("p.safetensors").exists());
 }
+
+#[test]
+fn a_metric_that_compares_needs_a_second_model() {
+    let bench = Bench::new();
+    bench.edit_config("labels = \"labels\"\nmetric = \"top1\"", "metric = \"sqnr\"");
+    let shown = bench.transcript(&["evaluate", "digits_cnn.onnx", "--config", "w8a8.toml"]);
+    assert_eq!(
+        shown,
+        "-- stderr\nerror: metric `sqnr` compares models with the first one, and only one is given; name a second, or \
+         choose a metric of labels such as `top1`\n-- exit 2\n"
+    );
+}

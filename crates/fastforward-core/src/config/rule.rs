@@ -177,7 +177,7 @@ fn read_quantizer(value: &Value<'_>, problems: &Problems) -> Option<QuantizerSpe
     fields.require("type", "\"linear\"");
     fields.require("num_bits", "8");
     let dynamic = fields.one_of("type", &KINDS);
-    let num_bits = fields.integer("num_bits", 1..=32).and_then(|bits| u32::try_from(bits).ok());
+    let num_bits = fields.integer("num_bits", 1..=25).and_then(|bits| u32::try_from(bits).ok());
     // The two kinds of quantizer have opposite defaults (spec §3.7, §3.8).
     let symmetric = fields.boolean("symmetric").unwrap_or(dynamic != Some(true));
     let defaults = RangeSettings::default();

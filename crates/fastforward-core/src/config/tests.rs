@@ -330,7 +330,7 @@ fn quantizers_that_are_refused() {
             "w8a8.toml:4:13: `quantizer` has no `num_bits`; add `num_bits = 8`",
         ),
         ("{ num_bits = 8 }", "w8a8.toml:4:13: `quantizer` has no `type`; add `type = \"linear\"`"),
-        ("{ type = 'linear', num_bits = 33 }", "w8a8.toml:4:43: `num_bits` must be 1 to 32"),
+        ("{ type = 'linear', num_bits = 33 }", "w8a8.toml:4:43: `num_bits` must be 1 to 25"),
         (
             "{ type = 'linear', num_bits = '8' }",
             "w8a8.toml:4:43: `num_bits` must be an integer, found a string",

@@ -48,6 +48,18 @@ pub fn evaluate(
         let text = format!("predictions are written of one model, {} are given", models.len());
         note(Error::new(ErrorKind::Input, text));
     }
+    if let Some(section) = section
+        && !section.metric.needs_labels()
+        && models.len() == 1
+        && predictions.is_none()
+    {
+        let text = format!(
+            "metric `{}` compares models with the first one, and only one is given; name a second, or choose a metric of \
+             labels such as `top1`",
+            section.metric.name()
+        );
+        note(Error::new(ErrorKind::Input, text));
+    }
     let (Some(config), Some(section), Some(first), None) = (&config, section, loaded.first(), kind)
     else {
         let kind = kind.unwrap_or(ErrorKind::Input);

@@ -124,6 +124,12 @@ impl Job {
     /// What [`Job::check`] refuses.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = rule_problems(&self.rules, &self.resolution, &self.tree);
+        if self.config.rules.is_empty() {
+            problems.push(format!(
+                "{}: there is no [[rule]], so nothing would be quantized",
+                self.config.name()
+            ));
+        }
         problems.extend(self.tree.set_slots().filter_map(|site| self.export_problem(site)));
         problems
     }

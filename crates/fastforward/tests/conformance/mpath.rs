@@ -85,7 +85,8 @@ pub const DIFFERENCES: &[Difference] = &[
             patterns(printed).any(|body| {
                 // Every second piece stands between quotes, which hide brackets.
                 let pieces: Vec<&str> = body.split('"').collect();
-                pieces.len() % 2 == 0 || pieces.iter().step_by(2).any(|piece| piece.contains(']'))
+                pieces.len().is_multiple_of(2)
+                    || pieces.iter().step_by(2).any(|piece| piece.contains(']'))
             })
         },
         check: |case, ours| {

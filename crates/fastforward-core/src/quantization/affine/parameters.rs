@@ -20,7 +20,7 @@ pub struct AffineParameters {
 }
 
 impl AffineParameters {
-    /// The smallest code. Bits outside of 1 to 32, which no quantizer has, count as the nearest.
+    /// The smallest code. Bits outside of 1 to 25, which no quantizer has, count as the nearest.
     pub fn lo(&self) -> i64 {
         i64::from(self.narrow_range) - self.half()
     }
@@ -31,7 +31,7 @@ impl AffineParameters {
     }
 
     fn half(&self) -> i64 {
-        1 << (self.num_bits.clamp(1, 32) - 1)
+        1 << (self.num_bits.clamp(1, 25) - 1)
     }
 
     /// The offset of a tile as it stands, 0 if there is none.

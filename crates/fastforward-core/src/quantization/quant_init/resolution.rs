@@ -102,8 +102,11 @@ impl fmt::Display for RuleProblem {
             }
             Self::Shadowed { rule, matched, by } => write!(
                 f,
-                "rule {rule} never wins: all {matched} slots it matches are decided by {}; move it after them, raise its \
-                 priority, or remove it",
+                "rule {rule} never wins: {} decided by {}; move it after them, raise its priority, or remove it",
+                match matched {
+                    1 => "the only slot it matches is".to_owned(),
+                    count => format!("all {count} slots it matches are"),
+                },
                 by.join(" and ")
             ),
             Self::Unexpected { rule, expected, matched } => {
