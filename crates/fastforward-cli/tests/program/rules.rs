@@ -90,7 +90,7 @@ fn a_rule_that_never_wins() {
         "[[rule]]\nname = \"early\"\nquery = \"c1/weight_quantizer\"\nquantizer = \"none\"\n\n[[rule]]\nname = \"weights\"",
         expect![[r#"
             -- stderr
-            error: rule `early` (w8a8.toml:20) never wins: all 1 slots it matches are decided by `weights` (w8a8.toml:25); move it after them, raise its priority, or remove it
+            error: rule `early` (w8a8.toml:20) never wins: the only slot it matches is decided by `weights` (w8a8.toml:25); move it after them, raise its priority, or remove it
             -- exit 3
         "#]],
     );
