@@ -126,7 +126,7 @@ fn bare_walk(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn list_slots(bencher: Bencher<'_, '_>) {
     let model = model();
-    bencher.bench_local(|| named_slots(&model).len());
+    bencher.bench_local(|| named_slots(&model));
 }
 
 #[divan::bench]
@@ -147,5 +147,5 @@ fn match_20_rules(bencher: Bencher<'_, '_>) {
 fn resolve_20_rules(bencher: Bencher<'_, '_>) {
     let model = model();
     let config = rules(&model);
-    bencher.bench_local(|| config.resolve(&model).expect("the model is small enough").slots.len());
+    bencher.bench_local(|| config.resolve(&model).expect("the model is small enough"));
 }

@@ -117,26 +117,30 @@ impl QuantizationConfig {
                 });
                 slots.len() - 1
             });
-            // Until all rules are known, `losers` holds every rule that matches.
-            slots[at].names.push(visit.path.full_name());
+            let SlotResolution { names, winner, losers, .. } = &mut slots[at];
+            names.push(visit.path.full_name());
             for &rule in visit.matches {
                 let rule = rule as usize;
                 // A slot with several names counts once per rule, under the first name that matches.
-                if slots[at].losers.iter().all(|known| known.rule != rule) {
+                if winner.iter().chain(losers.iter()).all(|known| known.rule != rule) {
                     let score = match &self.score {
                         Some(score) => score(&self.rules[rule], &visit.to_result()),
                         None => self.rules[rule].priority,
                     };
-                    slots[at].losers.push(Candidate { rule, score });
+                    // Which of them wins is decided when all are known.
+                    let candidate = Candidate { rule, score };
+                    match winner {
+                        None => *winner = Some(candidate),
+                        Some(_) => losers.push(candidate),
+                    }
                 }
             }
         })
         .map_err(query_error)?;
-        for slot in &mut slots {
+        for slot in slots.iter_mut().filter(|slot| !slot.losers.is_empty()) {
+            slot.losers.extend(slot.winner.take());
             slot.losers.sort_unstable_by_key(|known| std::cmp::Reverse((known.score, known.rule)));
-            if !slot.losers.is_empty() {
-                slot.winner = Some(slot.losers.remove(0));
-            }
+            slot.winner = Some(slot.losers.remove(0));
         }
         let mut rules = Resolution::tally(&slots, &self.rules);
         for (usage, rule) in rules.iter_mut().zip(&self.rules) {
