@@ -37,6 +37,12 @@ pub enum ErrorKind {
     State,
     /// A configuration file is wrong.
     Config,
+    /// Strict mode met a float where a quantized value is expected, or an operator without an output quantizer.
+    Strict,
+    /// An operator cannot do what it was asked: shapes or settings that do not fit, a type it has no kernel for.
+    Operator,
+    /// The tensor library failed; the source is its error.
+    Tensor,
     /// A file cannot be read or written.
     Io,
 }

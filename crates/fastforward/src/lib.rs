@@ -44,6 +44,9 @@ extern crate self as fastforward;
 
 pub use fastforward_core::*;
 
+#[cfg(feature = "eager")]
+pub mod tensor;
+
 /// The examples of the README run as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
