@@ -5,6 +5,7 @@ mod containers;
 pub mod field;
 mod outline;
 mod tree;
+mod walk;
 
 use std::any::Any;
 
@@ -12,7 +13,7 @@ use mpath::Class;
 
 pub use field::{Data, Element, Field};
 pub use outline::{Outline, OutlineNode};
-pub use tree::{NodeRef, SlotEntry, named_parameters, named_slots};
+pub use tree::{NodeRef, SlotEntry, name_slots, named_parameters, named_slots};
 
 /// Writes [`Module`](trait@Module) from the fields of a struct or the variants of an enum.
 ///

@@ -5,7 +5,8 @@ use std::fmt;
 use mpath::Class;
 use serde::Serialize;
 
-use super::{Module, Parameter, Visitor};
+use super::walk::{Part, Step, walk};
+use super::{Module, Parameter};
 use crate::quantization::quantizer::QuantizerSlot;
 
 /// A model as an indented tree: one line per module, slot and parameter.
@@ -16,6 +17,9 @@ use crate::quantization::quantizer::QuantizerSlot;
 ///   input_quantizer: QuantizerStub #activation/input
 ///   weight_quantizer: LinearQuantizer(num_bits=8, symmetric=True, granularity=PerChannel(channel=0)) #parameter/weight
 /// ```
+///
+/// Making, printing and dropping one needs no stack, however deep the model; cloning, comparing and serializing one go as
+/// deep as it does.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outline {
     /// The root module. Its name is empty.
@@ -51,9 +55,28 @@ pub struct OutlineNode {
 impl Outline {
     /// The outline of a model.
     pub fn new(model: &dyn Module) -> Self {
-        let mut root = OutlineNode::of_module("", model.class());
-        model.visit(&mut Builder { node: &mut root });
-        Self { root }
+        // The modules around the part that comes next, the root first.
+        let mut open = vec![OutlineNode::of_module("", model.class())];
+        walk(model, |Step { depth, name, part, .. }| {
+            close(&mut open, depth);
+            open.push(match part {
+                Part::Module(module) => OutlineNode::of_module(name, module.class()),
+                Part::Slot(slot) => OutlineNode::of_slot(name, slot),
+                Part::Parameter(parameter) => OutlineNode::of_parameter(name, parameter),
+            });
+        });
+        close(&mut open, 1);
+        Self { root: open.remove(0) }
+    }
+}
+
+/// Hands nodes to the nodes around them until `depth` are left.
+fn close(open: &mut Vec<OutlineNode>, depth: usize) {
+    while open.len() > depth.max(1) {
+        let done = open.pop();
+        if let Some(around) = open.last_mut() {
+            around.children.extend(done);
+        }
     }
 }
 
@@ -70,54 +93,53 @@ impl OutlineNode {
             children: vec![],
         }
     }
-}
 
-struct Builder<'n> {
-    node: &'n mut OutlineNode,
-}
-
-impl<'a> Visitor<'a> for Builder<'_> {
-    fn module(&mut self, name: &str, module: &'a dyn Module) {
-        let mut child = OutlineNode::of_module(name, module.class());
-        module.visit(&mut Builder { node: &mut child });
-        self.node.children.push(child);
-    }
-
-    fn slot(&mut self, name: &str, slot: &'a QuantizerSlot) {
+    fn of_slot(name: &str, slot: &QuantizerSlot) -> Self {
         let quantizer = slot.quantizer();
         let metadata = slot.metadata();
-        self.node.children.push(OutlineNode {
-            kind: "slot",
-            quantizer: (!quantizer.is_stub()).then(|| quantizer.to_string()),
-            shape: metadata.shape().map(<[usize]>::to_vec),
-            tags: metadata.leaf_tags().iter().map(ToString::to_string).collect(),
-            ..OutlineNode::of_module(name, quantizer.class())
-        });
+        let mut node = Self::of_module(name, quantizer.class());
+        node.kind = "slot";
+        node.quantizer = (!quantizer.is_stub()).then(|| quantizer.to_string());
+        node.shape = metadata.shape().map(<[usize]>::to_vec);
+        node.tags = metadata.leaf_tags().iter().map(ToString::to_string).collect();
+        node
     }
 
-    fn parameter(&mut self, name: &str, parameter: &'a dyn Parameter) {
-        self.node.children.push(OutlineNode {
-            kind: "parameter",
-            class: parameter.dtype().to_owned(),
-            shape: Some(parameter.shape().to_vec()),
-            size_bytes: Some(parameter.size_bytes()),
-            ..OutlineNode::of_module(name, super::classes::module())
-        });
+    fn of_parameter(name: &str, parameter: &dyn Parameter) -> Self {
+        let mut node = Self::of_module(name, super::classes::module());
+        node.kind = "parameter";
+        node.class = parameter.dtype().to_owned();
+        node.shape = Some(parameter.shape().to_vec());
+        node.size_bytes = Some(parameter.size_bytes());
+        node
+    }
+}
+
+/// Takes the tree apart level by level: a deep one would otherwise need as much stack.
+impl Drop for OutlineNode {
+    fn drop(&mut self) {
+        let mut below = std::mem::take(&mut self.children);
+        while let Some(mut node) = below.pop() {
+            below.append(&mut node.children);
+        }
     }
 }
 
 impl fmt::Display for Outline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.root.class)?;
-        for child in &self.root.children {
-            child.write(f, 1)?;
+        let mut waiting: Vec<(usize, &OutlineNode)> =
+            self.root.children.iter().rev().map(|child| (1, child)).collect();
+        while let Some((depth, node)) = waiting.pop() {
+            node.write_line(f, depth)?;
+            waiting.extend(node.children.iter().rev().map(|child| (depth + 1, child)));
         }
         Ok(())
     }
 }
 
 impl OutlineNode {
-    fn write(&self, f: &mut fmt::Formatter<'_>, depth: usize) -> fmt::Result {
+    fn write_line(&self, f: &mut fmt::Formatter<'_>, depth: usize) -> fmt::Result {
         let label = self.quantizer.as_ref().unwrap_or(&self.class);
         write!(f, "{:indent$}{}: {label}", "", self.name, indent = 2 * depth)?;
         if let Some(shape) = &self.shape {
@@ -126,7 +148,6 @@ impl OutlineNode {
         for tag in &self.tags {
             write!(f, " {tag}")?;
         }
-        writeln!(f)?;
-        self.children.iter().try_for_each(|child| child.write(f, depth + 1))
+        writeln!(f)
     }
 }

@@ -1,9 +1,10 @@
 //! A model as a tree that queries can walk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use mpath::{Class, Facts, Node, TagSet};
 
+use super::walk::{Part, Step, walk};
 use super::{Module, Parameter, Visitor};
 use crate::quantization::quantizer::QuantizerSlot;
 
@@ -126,61 +127,49 @@ impl SlotEntry {
 
 /// Every slot of a model, each once, in declaration order.
 pub fn named_slots(model: &dyn Module) -> Vec<SlotEntry> {
-    struct Collector {
-        path: Vec<String>,
-        entries: Vec<SlotEntry>,
-        index: HashMap<usize, usize>,
-    }
-    impl<'a> Visitor<'a> for Collector {
-        fn module(&mut self, name: &str, module: &'a dyn Module) {
-            self.path.push(name.to_owned());
-            module.visit(self);
-            self.path.pop();
+    let mut entries: Vec<SlotEntry> = Vec::new();
+    let mut index: HashMap<usize, usize> = HashMap::new();
+    walk(model, |Step { full_name, part, .. }| {
+        let Part::Slot(slot) = part else { return };
+        let at = *index.entry(slot.id()).or_insert_with(|| {
+            entries.push(SlotEntry { names: Vec::new(), slot: slot.clone() });
+            entries.len() - 1
+        });
+        entries[at].names.push(full_name.to_owned());
+    });
+    entries
+}
+
+/// Gives every slot of a model its full name as [label](QuantizerSlot::label); a slot with several names gets the first.
+///
+/// Initializing a model by rules and loading a quantization state do the same; calibration labels the slots that have no
+/// label yet.
+///
+/// ```
+/// # use fastforward_core::quantization::QuantizerSlot;
+/// use fastforward_core::module::name_slots;
+/// let model = vec![vec![QuantizerSlot::input()]];
+/// name_slots(&model);
+/// assert_eq!(model[0][0].label().as_deref(), Some("0.0"));
+/// ```
+pub fn name_slots(model: &dyn Module) {
+    let mut named: HashSet<usize> = HashSet::new();
+    walk(model, |Step { full_name, part, .. }| {
+        if let Part::Slot(slot) = part
+            && named.insert(slot.id())
+        {
+            slot.set_label(full_name);
         }
-        fn slot(&mut self, name: &str, slot: &'a QuantizerSlot) {
-            let full_name = join(&self.path, name);
-            match self.index.get(&slot.id()) {
-                Some(&at) => self.entries[at].names.push(full_name),
-                None => {
-                    self.index.insert(slot.id(), self.entries.len());
-                    self.entries.push(SlotEntry { names: vec![full_name], slot: slot.clone() });
-                }
-            }
-        }
-    }
-    let mut collector = Collector { path: vec![], entries: vec![], index: HashMap::new() };
-    model.visit(&mut collector);
-    collector.entries
+    });
 }
 
 /// Every parameter of a model with its full name, in declaration order.
 pub fn named_parameters(model: &dyn Module) -> Vec<(String, &dyn Parameter)> {
-    struct Collector<'a> {
-        path: Vec<String>,
-        found: Vec<(String, &'a dyn Parameter)>,
-    }
-    impl<'a> Visitor<'a> for Collector<'a> {
-        fn module(&mut self, name: &str, module: &'a dyn Module) {
-            self.path.push(name.to_owned());
-            module.visit(self);
-            self.path.pop();
+    let mut found = Vec::new();
+    walk(model, |Step { full_name, part, .. }| {
+        if let Part::Parameter(parameter) = part {
+            found.push((full_name.to_owned(), parameter));
         }
-        fn slot(&mut self, _name: &str, _slot: &'a QuantizerSlot) {}
-        fn parameter(&mut self, name: &str, parameter: &'a dyn Parameter) {
-            self.found.push((join(&self.path, name), parameter));
-        }
-    }
-    let mut collector = Collector { path: vec![], found: vec![] };
-    model.visit(&mut collector);
-    collector.found
-}
-
-fn join(path: &[String], name: &str) -> String {
-    let mut full = String::new();
-    for part in path {
-        full.push_str(part);
-        full.push('.');
-    }
-    full.push_str(name);
-    full
+    });
+    found
 }

@@ -11,7 +11,9 @@ use mpath::Class;
 
 pub use metadata::{QuantizerMetadata, default_tags};
 pub use mpath::{Tag, TagSet};
-pub use slot::{OverrideGuard, QuantizerOverride, QuantizerSlot, SlotUpdate, apply_updates};
+pub use slot::{
+    OverrideGuard, QuantizerOverride, QuantizerSlot, SlotUpdate, StrictnessGuard, apply_updates,
+};
 pub use stub::QuantizerStub;
 
 use crate::quantization::affine::{QuantizedArray, RangeSettings};

@@ -283,6 +283,7 @@ pub fn load_quantization_state(
         )));
     }
     apply_updates(updates)?;
+    slots.iter().for_each(|entry| entry.slot.set_label(entry.name()));
     let rules = manifest
         .slots
         .into_iter()

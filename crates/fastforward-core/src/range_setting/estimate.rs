@@ -53,6 +53,10 @@ pub fn estimate_ranges_with(
     let mut observers = Vec::new();
     let mut skipped = Vec::new();
     let mut problems: Vec<Error> = Vec::new();
+    // A part of a model may be calibrated on its own: a name given from further out says more.
+    for (entry, _) in slots.iter().filter(|(entry, _)| entry.slot.label().is_none()) {
+        entry.slot.set_label(entry.name());
+    }
     for Estimated { quantizer, entry, slots, factory } in distinct(slots)? {
         let name = entry.name().to_owned();
         if let Err(error) = settable(&*quantizer) {

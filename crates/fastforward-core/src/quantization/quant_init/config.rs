@@ -154,7 +154,8 @@ impl QuantizationConfig {
     /// Fills the slots of `model` as the rules say: every one, or none.
     ///
     /// Factories are called once per slot, in declaration order, after every slot was checked. Rules that decide
-    /// nothing are reported in the result; call [`Resolution::check`] to refuse them.
+    /// nothing are reported in the result; call [`Resolution::check`] to refuse them. Every slot, decided or not, gets its
+    /// full name as [label](crate::quantization::QuantizerSlot::label).
     ///
     /// # Errors
     /// As for [`resolve`](Self::resolve) and
@@ -177,6 +178,9 @@ impl QuantizationConfig {
         resolution: Resolution,
         options: InitializeOptions,
     ) -> Result<Initialization, Error> {
+        for slot in &resolution.slots {
+            slot.slot.set_label(slot.name());
+        }
         let decided: Vec<(usize, Candidate)> = resolution
             .slots
             .iter()

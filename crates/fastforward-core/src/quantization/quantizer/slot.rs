@@ -1,10 +1,14 @@
 //! Where a quantizer stands, and how it is replaced, observed and switched off.
 
+mod strictness;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use mpath::{Class, Tag, TagSet};
+
+pub use strictness::StrictnessGuard;
 
 use super::{Flow, Quantizer, QuantizerMetadata, QuantizerStub};
 use crate::{ArrayView, Error, ErrorKind};
@@ -31,6 +35,9 @@ struct SlotInner {
     content: RwLock<Content>,
     /// Oldest first; the newest runs first.
     overrides: RwLock<Vec<(u64, Arc<dyn QuantizerOverride>)>>,
+    label: RwLock<Option<Arc<str>>>,
+    /// Oldest first; the newest wins.
+    strictness: RwLock<Vec<(u64, bool)>>,
 }
 
 /// What a walk asks of every slot stands behind one lock.
@@ -39,7 +46,8 @@ struct Content {
     metadata: QuantizerMetadata,
 }
 
-static NEXT_OVERRIDE: AtomicU64 = AtomicU64::new(0);
+/// Tells what guards have put on slots apart.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// Something that runs in place of a slot's quantizer and decides whether to call it: an estimator that looks at the
 /// data, a switch that turns quantization off (spec §3.4).
@@ -63,6 +71,8 @@ impl QuantizerSlot {
         Self(Arc::new(SlotInner {
             content: RwLock::new(Content { quantizer: Arc::new(QuantizerStub), metadata }),
             overrides: RwLock::new(Vec::new()),
+            label: RwLock::new(None),
+            strictness: RwLock::new(Vec::new()),
         }))
     }
 
@@ -132,6 +142,20 @@ impl QuantizerSlot {
         Arc::as_ptr(&self.0) as usize
     }
 
+    /// The full name under which a model that holds the slot was last named, `encoder.0.fc1.weight_quantizer`, so that
+    /// an error in the middle of a model can say where it happened. `None` until
+    /// [`name_slots`](crate::module::name_slots), or what calls it, has seen the model.
+    pub fn label(&self) -> Option<Arc<str>> {
+        read(&self.0.label).clone()
+    }
+
+    /// Gives the slot this label. Allocates only if it has another.
+    pub(crate) fn set_label(&self, full_name: &str) {
+        if read(&self.0.label).as_deref() != Some(full_name) {
+            *write(&self.0.label) = Some(full_name.into());
+        }
+    }
+
     /// Whether `quantizer` is the very one that stands in the slot.
     pub fn holds(&self, quantizer: &Arc<dyn Quantizer>) -> bool {
         same(&read(&self.0.content).quantizer, quantizer)
@@ -150,7 +174,7 @@ impl QuantizerSlot {
 
     /// Puts an override on the slot until the guard is dropped, also by a panic or an early return.
     pub fn push_override(&self, one: Arc<dyn QuantizerOverride>) -> OverrideGuard {
-        let id = NEXT_OVERRIDE.fetch_add(1, Ordering::Relaxed);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         write(&self.0.overrides).push((id, one));
         OverrideGuard { slot: self.clone(), id }
     }
@@ -189,7 +213,8 @@ fn same(a: &Arc<dyn Quantizer>, b: &Arc<dyn Quantizer>) -> bool {
 impl fmt::Debug for QuantizerSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QuantizerSlot")
-            .field("quantizer", &read(&self.0.content).quantizer)
+            .field("label", &self.label())
+            .field("quantizer", &self.quantizer())
             .field("tags", &self.tags())
             .finish()
     }
