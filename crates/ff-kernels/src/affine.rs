@@ -122,7 +122,8 @@ impl Affine<'_> {
     }
 }
 
-fn check_each(
+/// Fails unless all values are good, naming those that are not.
+pub(crate) fn check_each(
     what: &'static str,
     must_be: &'static str,
     values: &[f32],

@@ -120,6 +120,15 @@ pub enum KernelErrorKind {
         /// Highest code allowed.
         hi: i64,
     },
+    /// A sum of integer products that the widest accumulator might not hold.
+    SumTooLarge {
+        /// Number of products in the sum.
+        terms: usize,
+        /// The largest magnitude of a left factor.
+        left: u64,
+        /// The largest magnitude of a right factor.
+        right: u64,
+    },
     /// An option outside its domain.
     Option {
         /// Which option.
@@ -207,6 +216,11 @@ impl fmt::Display for KernelError {
                 list(f, first, |f, (at, code)| write!(f, "{code} at {at}"))?;
                 if *count > first.len() { f.write_str(", ...") } else { Ok(()) }
             }
+            SumTooLarge { terms, left, right } => write!(
+                f,
+                "sum of {terms} products of up to {left} by {right} may not fit 64-bit integers, \
+                 needs fewer terms or smaller offsets"
+            ),
             Option { what, must_be, found } => write!(f, "{what} is {found}, must be {must_be}"),
         }
     }

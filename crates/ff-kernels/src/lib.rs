@@ -37,6 +37,7 @@ mod tiling;
 
 mod affine;
 mod dynamic;
+mod integer;
 mod metrics;
 mod onnx;
 mod pack;
@@ -53,6 +54,10 @@ pub use affine::{
 pub use dynamic::{dynamic_fake_quantize, dynamic_parameters, dynamic_quantize};
 pub use error::{AxisMismatch, KernelError, KernelErrorKind};
 pub use grid::{Code, IntegerGrid};
+pub use integer::{
+    CodeView, MAX_OFFSET, PackedWeight, integer_linear, integer_linear_reference, integer_matmul,
+    integer_matmul_reference, simulation_bound,
+};
 pub use metrics::{Difference, SQNR_EPSILON, sqnr_db};
 pub use onnx::{LinearParameters, dequantize_linear, dynamic_linear_parameters, quantize_linear};
 pub use pack::{Packed, pack, unpack};

@@ -1,0 +1,119 @@
+//! `u8 × i8 → i32`, exact on every machine.
+
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
+use rten_tensor::NdTensorView;
+
+use super::buffer::Buffer;
+use super::view::CodeView;
+
+/// The longest sum of products that 32 bits always hold: `65536·255·128 < 2^31`.
+pub(super) const MAX_TERMS: usize = 1 << 16;
+
+/// Right codes up to this magnitude need no splitting: `2·255·64 < 2^15`.
+const SAFE_RIGHT: u8 = 64;
+
+/// The product of one machine.
+pub(super) struct Product {
+    executor: GemmExecutor<u8, i8, i32>,
+    /// Pairs of products are added in 16 bits with saturation.
+    saturates: bool,
+}
+
+/// Columns of a right operand as the product wants them.
+#[derive(Clone)]
+pub(super) struct PackedRight {
+    packed: PackedBMatrix<i8>,
+    depth: usize,
+    largest: u8,
+}
+
+impl Product {
+    pub(super) fn new() -> Self {
+        let executor = GemmExecutor::<u8, i8, i32>::default();
+        let saturates = executor.may_saturate();
+        Product { executor, saturates }
+    }
+
+    /// The product as it runs on a machine that saturates.
+    #[cfg(test)]
+    pub(super) fn saturating() -> Self {
+        Product { saturates: true, ..Product::new() }
+    }
+
+    /// Packs `right` (`[depth, columns]`, both at least 1, depth at most [`MAX_TERMS`]), whose codes
+    /// are at most `largest` in magnitude.
+    pub(super) fn pack_right(&self, right: CodeView<'_, 2>, largest: u8) -> PackedRight {
+        let [depth, columns] = right.shape();
+        assert!((1..=MAX_TERMS).contains(&depth) && columns > 0);
+        let matrix =
+            NdTensorView::from_slice_with_strides(right.shape(), right.memory(), right.strides())
+                .expect("a CodeView lies inside of its memory");
+        PackedRight { packed: self.executor.prepack_b(matrix), depth, largest }
+    }
+
+    /// Writes `Σ_k left[i, first + k]·right[k, j]` into `out` (`[rows, columns]`), where `left` holds
+    /// `[rows, stride]` bytes.
+    pub(super) fn multiply(
+        &self,
+        left: &[u8],
+        (rows, stride, first): (usize, usize, usize),
+        right: &PackedRight,
+        out: &mut [i32],
+    ) {
+        let depth = right.depth;
+        assert!(first + depth <= stride && rows * stride <= left.len());
+        if rows == 0 {
+            return;
+        }
+        let left = &left[first..];
+        if !self.saturates || right.largest <= SAFE_RIGHT {
+            return self.gemm(left, [rows, depth], stride, right, out);
+        }
+        // left = (left & 127) + 128·(left >> 7); pairs are at most 2·127·128 < 2^15.
+        let mut part = Buffer::<u8>::take(rows * depth);
+        let mut high = Buffer::<i32>::take(out.len());
+        fill(&mut part, left, depth, stride, |byte| byte >> 7);
+        self.gemm(&part, [rows, depth], depth, right, &mut high);
+        fill(&mut part, left, depth, stride, |byte| byte & 127);
+        self.gemm(&part, [rows, depth], depth, right, out);
+        for (out, high) in out.iter_mut().zip(high.iter()) {
+            *out += 128 * high;
+        }
+    }
+
+    fn gemm(
+        &self,
+        left: &[u8],
+        shape: [usize; 2],
+        stride: usize,
+        right: &PackedRight,
+        out: &mut [i32],
+    ) {
+        let left = NdTensorView::from_slice_with_strides(shape, left, [stride, 1])
+            .expect("the caller checked that the rows lie inside");
+        // Zero points would be lost here: some kernels take those of packing time.
+        self.executor
+            .gemm(
+                out,
+                GemmInputA::Unpacked(left),
+                GemmInputB::Packed(&right.packed),
+                GemmOptions::default(),
+            )
+            .expect("shapes agree, and the right side was packed by the same kernel");
+    }
+}
+
+impl PackedRight {
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+}
+
+/// Writes a function of the first `depth` bytes of each row.
+fn fill(part: &mut [u8], left: &[u8], depth: usize, stride: usize, of: impl Fn(u8) -> u8) {
+    for (part, row) in part.chunks_exact_mut(depth).zip(left.chunks(stride)) {
+        for (part, &byte) in part.iter_mut().zip(&row[..depth]) {
+            *part = of(byte);
+        }
+    }
+}
