@@ -4,6 +4,7 @@ pub mod classes;
 mod containers;
 pub mod field;
 mod outline;
+mod parameter;
 mod tree;
 mod walk;
 
@@ -13,7 +14,10 @@ use mpath::Class;
 
 pub use field::{Data, Element, Field};
 pub use outline::{Outline, OutlineNode};
-pub use tree::{NodeRef, SlotEntry, name_slots, named_parameters, named_slots};
+pub use parameter::{
+    Parameter, ParameterEntry, for_each_parameter_mut, named_parameters, named_shared_parameters,
+};
+pub use tree::{NodeRef, SlotEntry, name_slots, named_slots};
 
 /// Writes [`Module`](trait@Module) from the fields of a struct or the variants of an enum.
 ///
@@ -177,14 +181,4 @@ pub trait VisitorMut {
     fn parameter(&mut self, name: &str, parameter: &mut dyn Parameter) {
         let _ = (name, parameter);
     }
-}
-
-/// Data that belongs to a model: a weight, a bias.
-pub trait Parameter: Any + Send + Sync {
-    /// One extent per dimension.
-    fn shape(&self) -> &[usize];
-    /// The name of the element type, `f32`.
-    fn dtype(&self) -> &str;
-    /// The bytes the elements take.
-    fn size_bytes(&self) -> usize;
 }

@@ -1,7 +1,10 @@
 //! Names, labels and parameters of models made by hand, and how deep these may be.
 
+use std::sync::Arc;
+
 use fastforward_core::module::{
-    Module, Outline, Visitor, VisitorMut, classes, name_slots, named_parameters, named_slots,
+    Module, Outline, Parameter, Visitor, VisitorMut, classes, for_each_parameter_mut, name_slots,
+    named_parameters, named_shared_parameters, named_slots,
 };
 use fastforward_core::quantization::quant_init::{
     InitializeOptions, QuantizationConfig, QuantizerSpec,
@@ -43,7 +46,7 @@ fn slots_are_labelled_with_the_first_of_their_full_names() {
     // Naming again changes nothing, also not the allocation.
     let before = model[0][0].input_quantizer.label().unwrap();
     name_slots(&model);
-    assert!(std::sync::Arc::ptr_eq(&before, &model[0][0].input_quantizer.label().unwrap()));
+    assert!(Arc::ptr_eq(&before, &model[0][0].input_quantizer.label().unwrap()));
     name_slots(&model[1]);
     assert_eq!(labels(&model[1]), some(&["0.input_quantizer", "0.output_quantizer"]));
 }
@@ -59,7 +62,7 @@ fn initializing_labels_every_slot_and_calibration_those_without_label() {
             .unwrap();
     };
     let quantizer = LinearQuantizer::new(LinearQuantizerConfig::new(8)).unwrap();
-    model[1].input_quantizer.replace(std::sync::Arc::new(quantizer));
+    model[1].input_quantizer.replace(Arc::new(quantizer));
     calibrate(&model[1]);
     assert_eq!(
         labels(&model),
@@ -157,4 +160,116 @@ fn a_deep_outline_is_printed() {
     let text = Outline::new(&tower(3000)).to_string();
     assert_eq!(text.lines().count(), 3002);
     assert!(text.ends_with("\n  q: QuantizerStub #activation/output\n"));
+}
+
+struct Weight {
+    value: f32,
+    /// Handles of the same data, as a tensor library's are.
+    storage: Option<usize>,
+}
+
+impl Parameter for Weight {
+    fn shape(&self) -> &[usize] {
+        &[]
+    }
+    fn dtype(&self) -> &str {
+        "f32"
+    }
+    fn size_bytes(&self) -> usize {
+        4
+    }
+    fn identity(&self) -> Option<usize> {
+        self.storage
+    }
+}
+
+fn weight(value: f32, storage: Option<usize>) -> Weight {
+    Weight { value, storage }
+}
+
+#[derive(Module)]
+#[module(crate = "fastforward_core")]
+struct Tied {
+    plain: Weight,
+    handle: Weight,
+    same_handle: Weight,
+    counted: Arc<Weight>,
+    counted_again: Arc<Weight>,
+    object: Box<dyn Parameter>,
+    shared: Arc<dyn Parameter>,
+    first: Arc<Inner>,
+    second: Arc<Inner>,
+}
+
+#[derive(Module)]
+#[module(crate = "fastforward_core")]
+struct Inner {
+    weight: Weight,
+}
+
+fn tied() -> Tied {
+    let counted = Arc::new(weight(3.0, None));
+    let inner = Arc::new(Inner { weight: weight(6.0, None) });
+    Tied {
+        plain: weight(1.0, None),
+        handle: weight(2.0, Some(7)),
+        same_handle: weight(2.0, Some(7)),
+        counted: Arc::clone(&counted),
+        counted_again: counted,
+        object: Box::new(weight(4.0, None)),
+        shared: Arc::new(weight(5.0, None)),
+        first: Arc::clone(&inner),
+        second: inner,
+    }
+}
+
+#[test]
+fn a_parameter_has_every_name_and_its_own_type() {
+    let model = tied();
+    let all: Vec<String> = named_parameters(&model).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(all.len(), 9);
+    let entries = named_shared_parameters(&model);
+    let found: Vec<(String, f32)> = entries
+        .iter()
+        .map(|entry| {
+            let weight = entry.parameter.downcast_ref::<Weight>().expect("every parameter is one");
+            (entry.names.join(" "), weight.value)
+        })
+        .collect();
+    let expected = [
+        ("plain", 1.0),
+        ("handle same_handle", 2.0),
+        ("counted counted_again", 3.0),
+        ("object", 4.0),
+        ("shared", 5.0),
+        ("first.weight second.weight", 6.0),
+    ];
+    assert_eq!(found, expected.map(|(names, value)| (names.to_owned(), value)));
+    let other: &dyn Parameter = &model.plain;
+    assert!(other.downcast_ref::<Arc<Weight>>().is_none());
+}
+
+#[test]
+fn parameters_with_one_owner_can_be_changed() {
+    let mut model = tied();
+    let mut seen = Vec::new();
+    for_each_parameter_mut(&mut model, &mut |name, parameter| {
+        let changed = parameter.downcast_mut::<Weight>().map(|weight| weight.value *= 10.0);
+        seen.push((name.to_owned(), changed.is_some()));
+    });
+    let expected = [
+        ("plain", true),
+        ("handle", true),
+        ("same_handle", true),
+        ("counted", false),
+        ("counted_again", false),
+        ("object", true),
+        ("shared", true),
+    ];
+    assert_eq!(seen, expected.map(|(name, changed)| (name.to_owned(), changed)));
+    let value = |name: &str| {
+        let found = named_parameters(&model).into_iter().find(|(known, _)| known == name);
+        found.and_then(|(_, parameter)| Some(parameter.downcast_ref::<Weight>()?.value))
+    };
+    assert_eq!((value("object"), value("counted")), (Some(40.0), Some(3.0)));
 }

@@ -1,11 +1,13 @@
 //! What the names in a query mean.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::fragment::{ClassFragment, PatternFragment};
-use crate::{Class, Error, ErrorKind, ExtensionError, NameFragment, Selector, lexer, parser};
+use crate::{
+    Class, Error, ErrorKind, ExtensionError, NameFragment, Selector, lexer, parser, suggest,
+};
 
 /// The classes that `[cls:...]` may name, and the extensions that may stand in `[...:...]`.
 ///
@@ -297,9 +299,13 @@ fn build_class(body: &str, context: &Context) -> Result<Selector, ExtensionError
     match context.class(body) {
         Some(class) => Ok(Selector::from_fragment(ClassFragment::written(class, body, context))),
         None => {
+            // Of the names of one class the nearest is enough.
+            let mut near = suggest::ranked(body, context.class_names());
+            let mut classes = HashSet::new();
+            near.retain(|name| classes.insert(context.class(name)));
             let error = ExtensionError::new(format!("unknown class `{body}`"))
                 .kind(ErrorKind::UnknownClass)
-                .suggesting(body, context.class_names());
+                .suggesting(body, near);
             Err(if context.class(body.trim()).is_some() {
                 error.note("white space is part of the name")
             } else {

@@ -853,7 +853,7 @@ quantizer = "none"
         w8a8.toml:3:17: in the query: unknown class `Covn`
           |
         3 | compute = "[cls:Covn]"
-          |                 ^^^^ did you mean `Conv`?
+          |                 ^^^^ did you mean `Conv` or `Conv1d` or `Conv2d`?
 
         w8a8.toml:9:14: in the query: `quantzer` is not a known extension
           |

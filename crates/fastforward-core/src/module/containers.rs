@@ -11,7 +11,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use mpath::{Aliases, Class};
 
-use super::{Element, Module, Parameter, Visitor, VisitorMut, classes};
+use super::{Element, Module, Visitor, VisitorMut, classes};
 
 macro_rules! list {
     () => {
@@ -132,24 +132,3 @@ impl<M: Module + ?Sized> Module for Arc<M> {
         Some(Arc::as_ptr(self).cast::<()>() as usize)
     }
 }
-
-macro_rules! parameter_pointer {
-    ($pointer:ident) => {
-        impl<P: Parameter + ?Sized> Parameter for $pointer<P> {
-            fn shape(&self) -> &[usize] {
-                (**self).shape()
-            }
-
-            fn dtype(&self) -> &str {
-                (**self).dtype()
-            }
-
-            fn size_bytes(&self) -> usize {
-                (**self).size_bytes()
-            }
-        }
-    };
-}
-
-parameter_pointer!(Box);
-parameter_pointer!(Arc);

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use mpath::{Class, Facts, Node, TagSet};
 
 use super::walk::{Part, Step, walk};
-use super::{Module, Parameter, Visitor};
+use super::{Module, Visitor};
 use crate::quantization::quantizer::QuantizerSlot;
 
 /// A node of a model: a module, or the quantizer that stands in a slot.
@@ -161,15 +161,4 @@ pub fn name_slots(model: &dyn Module) {
             slot.set_label(full_name);
         }
     });
-}
-
-/// Every parameter of a model with its full name, in declaration order.
-pub fn named_parameters(model: &dyn Module) -> Vec<(String, &dyn Parameter)> {
-    let mut found = Vec::new();
-    walk(model, |Step { full_name, part, .. }| {
-        if let Part::Parameter(parameter) = part {
-            found.push((full_name.to_owned(), parameter));
-        }
-    });
-    found
 }

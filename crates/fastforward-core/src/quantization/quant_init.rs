@@ -43,6 +43,7 @@ mod tests;
 mod transaction;
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use mpath::{
     Aliases, Class, Context, ExtensionError, Facts as _, Node as _, Query, SearchOptions, Selector,
@@ -94,50 +95,50 @@ pub fn find_quantizers_with<'m, 'q>(
     Ok(QuantizerCollection::from_search(found))
 }
 
-/// What a query may name when nothing is known of the model: the classes of this crate and the extensions `quantizer`
-/// and `qtag`, besides those of [`mpath::Context::new`].
+/// What a query may name when nothing is known of the model: the classes of the library under
+/// [all their names](classes::names), and the extensions `quantizer` and `qtag`, besides those of
+/// [`mpath::Context::new`].
 pub fn default_context() -> Context {
-    let mut context = Context::new();
-    for class in [
-        classes::module(),
-        classes::module_list(),
-        classes::module_dict(),
-        classes::quantizer(),
-        classes::quantizer_stub(),
-        classes::linear_quantizer(),
-        classes::dynamic_linear_quantizer(),
-    ] {
-        context.register_class(class.name(), class);
-        context.register_class(class.path(), class);
-    }
-    for (name, class) in classes::reference_names() {
-        context.register_class(name, class);
-    }
-    let tags = |body: &str, _: &Context| -> Result<Selector, ExtensionError> {
-        Ok(Selector::from_fragment(QuantizerTagSelectorFragment::from_raw_string(body)))
-    };
-    for tag in ["quantizer", "qtag"] {
-        let replaced = context.override_extension(tag, tags);
-        debug_assert!(replaced.is_ok_and(|replaced| replaced.is_none()), "both are identifiers");
-    }
-    context
+    static CONTEXT: LazyLock<Context> = LazyLock::new(|| {
+        let mut context = Context::new();
+        for (name, class) in classes::names() {
+            context.register_class(name, class);
+        }
+        let tags = |body: &str, _: &Context| -> Result<Selector, ExtensionError> {
+            Ok(Selector::from_fragment(QuantizerTagSelectorFragment::from_raw_string(body)))
+        };
+        for tag in ["quantizer", "qtag"] {
+            let replaced = context.override_extension(tag, tags);
+            debug_assert!(
+                replaced.is_ok_and(|replaced| replaced.is_none()),
+                "both are identifiers"
+            );
+        }
+        context
+    });
+    CONTEXT.clone()
 }
 
 /// The [`default_context`] and the classes that occur in a model, with those they extend, by short name and by path.
 ///
-/// A short name that two classes of the model share means the one that occurs first; the path tells them apart.
+/// A short name that two classes of the model share means the one that occurs first; the path tells them apart. A layer
+/// of the model takes its short name from the library's of that name, so that in a model with a `Linear` of its own
+/// `[cls:Linear]` means that one. The names `Module`, `Quantizer` and the like always mean the library's.
 pub fn model_context(model: &dyn Module) -> Context {
     let mut context = default_context();
+    let reserved = classes::RESERVED.map(|class| class().name());
     let mut known: HashSet<Class> = HashSet::new();
+    let mut taken: HashSet<&str> = HashSet::from(reserved);
     for_each_class(model, |class| {
         for &class in [class].iter().chain(class.ancestors()) {
             if !known.insert(class) {
                 continue;
             }
-            for name in [class.path(), class.name()] {
-                if context.class(name).is_none() {
-                    context.register_class(name, class);
-                }
+            if context.class(class.path()).is_none() {
+                context.register_class(class.path(), class);
+            }
+            if taken.insert(class.name()) && context.class(class.name()) != Some(class) {
+                context.register_class(class.name(), class);
             }
         }
     });

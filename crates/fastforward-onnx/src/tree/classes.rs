@@ -1,6 +1,6 @@
 //! The classes of a graph's nodes, and the names under which queries find them.
 
-use fastforward_core::module::classes::{module, reference_names};
+use fastforward_core::module::classes::{self as layers, module};
 use mpath::Class;
 
 use crate::proto::NodeProto;
@@ -20,11 +20,6 @@ pub fn operator(op_type: &str) -> Class {
     Class::define(op_type, &format!("onnx::{op_type}"), &[module()])
 }
 
-/// The class of a layer as frameworks name it: `Linear`, `Conv2d`.
-fn layer(name: &str) -> Class {
-    Class::define(name, &format!("fastforward::nn::{name}"), &[module()])
-}
-
 /// The class of a node. A node that is what frameworks call a layer is of that class too: a `Gemm`, or a `MatMul` with a
 /// constant operand, is a `Linear`; a `Conv` with a rank 4 weight is a `Conv2d`.
 pub(super) fn of_node(node: &NodeProto, weight_rank: Option<usize>) -> Class {
@@ -34,96 +29,77 @@ pub(super) fn of_node(node: &NodeProto, weight_rank: Option<usize>) -> Class {
         return Class::define(op_type, &format!("{domain}::{op_type}"), &[module()]);
     }
     let base = operator(node.op_type());
-    match layer_name(node.op_type(), weight_rank) {
-        Some(name) if name != node.op_type() => {
-            Class::define(base.name(), &format!("{}/{name}", base.path()), &[base, layer(name)])
+    match layer_of(node, weight_rank) {
+        Some(layer) => {
+            let path = format!("{}/{}", base.path(), layer.name());
+            Class::define(base.name(), &path, &[base, layer])
         }
-        _ => base,
+        None => base,
     }
 }
 
-fn layer_name(op_type: &str, weight_rank: Option<usize>) -> Option<&'static str> {
-    Some(match (op_type, weight_rank) {
-        ("Gemm" | "MatMul", Some(_)) => "Linear",
-        ("Conv", Some(3)) => "Conv1d",
-        ("Conv", Some(4)) => "Conv2d",
-        ("Conv", Some(5)) => "Conv3d",
-        ("ConvTranspose", Some(3)) => "ConvTranspose1d",
-        ("ConvTranspose", Some(4)) => "ConvTranspose2d",
-        ("ConvTranspose", Some(5)) => "ConvTranspose3d",
-        ("Gather", Some(_)) => "Embedding",
-        ("LayerNormalization", _) => "LayerNorm",
-        ("RMSNormalization", _) => "RMSNorm",
-        ("GroupNormalization", _) => "GroupNorm",
-        ("BatchNormalization", _) => "BatchNorm2d",
-        ("Relu", _) => "ReLU",
-        ("PRelu", _) => "PReLU",
-        ("LeakyRelu", _) => "LeakyReLU",
-        ("Gelu", _) => "GELU",
-        ("HardSwish", _) => "Hardswish",
-        ("HardSigmoid", _) => "Hardsigmoid",
+fn layer_of(node: &NodeProto, weight_rank: Option<usize>) -> Option<Class> {
+    // One extent per axis that a window moves along.
+    let window = || {
+        let attribute = node.attribute.iter().find(|one| one.name() == "kernel_shape")?;
+        Some(attribute.ints.len())
+    };
+    Some(match (node.op_type(), weight_rank) {
+        ("Gemm" | "MatMul", Some(_)) => layers::linear(),
+        ("Conv", Some(3)) => layers::conv1d(),
+        ("Conv", Some(4)) => layers::conv2d(),
+        ("Conv", Some(5)) => layers::conv3d(),
+        ("ConvTranspose", Some(3)) => layers::conv_transpose1d(),
+        ("ConvTranspose", Some(4)) => layers::conv_transpose2d(),
+        ("ConvTranspose", Some(5)) => layers::conv_transpose3d(),
+        ("Gather", Some(_)) => layers::embedding(),
+        ("LayerNormalization", _) => layers::layer_norm(),
+        ("RMSNormalization", _) => layers::rms_norm(),
+        ("GroupNormalization", _) => layers::group_norm(),
+        ("BatchNormalization", _) => layers::batch_norm(),
+        ("Relu", _) => layers::relu(),
+        ("PRelu", _) => layers::prelu(),
+        ("LeakyRelu", _) => layers::leaky_relu(),
+        ("Gelu", _) => layers::gelu(),
+        ("HardSwish", _) => layers::hardswish(),
+        ("HardSigmoid", _) => layers::hardsigmoid(),
+        ("Sigmoid", _) => layers::sigmoid(),
+        ("Tanh", _) => layers::tanh(),
+        ("Softmax", _) => layers::softmax(),
+        ("AveragePool", _) => match window()? {
+            1 => layers::avg_pool1d(),
+            2 => layers::avg_pool2d(),
+            3 => layers::avg_pool3d(),
+            _ => return None,
+        },
+        ("MaxPool", _) => match window()? {
+            1 => layers::max_pool1d(),
+            2 => layers::max_pool2d(),
+            3 => layers::max_pool3d(),
+            _ => return None,
+        },
+        ("Dropout", _) => layers::dropout(),
+        ("Identity", _) => layers::identity(),
+        ("Flatten", _) => layers::flatten(),
+        ("RotaryEmbedding", _) => layers::rotary_embedding(),
         _ => return None,
     })
 }
 
-/// Every name that `[cls:NAME]` may use on a graph, beside the short names and paths of the classes that occur in it:
-/// the standard operators, and layers under the names that PyTorch and FastForward for Python give them.
-pub fn names() -> Vec<(String, Class)> {
-    let mut names: Vec<(String, Class)> =
-        reference_names().into_iter().map(|(name, class)| (name.to_owned(), class)).collect();
-    for class in
-        [graph(), scope()].into_iter().chain(STANDARD_OPERATORS.iter().map(|op| operator(op)))
-    {
-        names.push((class.name().to_owned(), class));
-        names.push((class.path().to_owned(), class));
-    }
-    for &name in LAYERS {
-        // `Softmax` is an operator already; the layer of that name is the operator.
-        let class = if STANDARD_OPERATORS.contains(&name) { operator(name) } else { layer(name) };
-        if !STANDARD_OPERATORS.contains(&name) {
-            names.push((name.to_owned(), class));
-        }
-        for prefix in [
-            "torch.nn.",
-            "fastforward::nn::",
-            "fastforward.nn.Quantized",
-            "ff.nn.Quantized",
-            "Quantized",
-        ] {
-            names.push((format!("{prefix}{name}"), class));
-        }
-    }
-    names
+/// The names that `[cls:NAME]` may use on any graph, beside those of the library's classes: the standard operators, by
+/// short name and by path. Of a name that is an operator's and a layer's, `Softmax`, the operator is meant; its nodes are
+/// both.
+pub fn names() -> impl Iterator<Item = (&'static str, Class)> {
+    [graph(), scope()]
+        .into_iter()
+        .chain(STANDARD_OPERATORS.iter().map(|op| operator(op)))
+        .flat_map(|class| [(class.name(), class), (class.path(), class)])
 }
 
 /// Whether the standard set has, or had, an operator of this name.
 pub(crate) fn is_standard_operator(op_type: &str) -> bool {
     STANDARD_OPERATORS.contains(&op_type)
 }
-
-const LAYERS: &[&str] = &[
-    "Linear",
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-    "Embedding",
-    "LayerNorm",
-    "RMSNorm",
-    "GroupNorm",
-    "BatchNorm2d",
-    "ReLU",
-    "PReLU",
-    "LeakyReLU",
-    "GELU",
-    "Hardswish",
-    "Hardsigmoid",
-    "Softmax",
-    "Sigmoid",
-    "Tanh",
-];
 
 /// The operators of the standard set, so that a query may name one that a graph happens not to use.
 const STANDARD_OPERATORS: &[&str] = &[

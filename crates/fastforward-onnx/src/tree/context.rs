@@ -12,7 +12,7 @@ impl Tree {
     pub fn context(&self) -> Context {
         let mut context = default_context();
         for (name, class) in classes::names() {
-            context.register_class(&name, class);
+            context.register_class(name, class);
         }
         for class in self.classes() {
             for class in [class].iter().chain(class.ancestors()) {
