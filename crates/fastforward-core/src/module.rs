@@ -66,12 +66,13 @@ pub use tree::{NodeRef, SlotEntry, name_slots, named_slots};
 ///
 /// | type | in the tree |
 /// |---|---|
-/// | `M: Module`, `Box<M>`, `Box<dyn Module>` | a child under the field's name |
+/// | `M: Module`, `Box<M>`, `Box<dyn Module>`, `Box<dyn Layer>` of your own `trait Layer: Module` | a child under the field's name |
 /// | `Arc<M>`, `Arc<dyn Module>` | the same; all owners show one [identity](Module::identity) |
 /// | `Vec` or array of children | a `ModuleList`; its children are `0`, `1`, ... |
 /// | `BTreeMap` or `IndexMap` of children | a `ModuleDict`; its children are named by the keys |
 /// | [`QuantizerSlot`] | a slot |
 /// | a [`Parameter`] | a parameter |
+/// | `Vec`, array, `BTreeMap` or `IndexMap` of parameters | parameters named `field.0` or `field.key` |
 /// | `Option` of a child, slot or parameter | the same, or absent |
 /// | numbers, strings and collections of these: [`Data`] | not shown |
 ///
@@ -92,13 +93,15 @@ pub use tree::{NodeRef, SlotEntry, name_slots, named_slots};
 /// | on the type | |
 /// |---|---|
 /// | `#[module(class = "Name")]` | the short name of the class, instead of the type's |
-/// | `#[module(extends = expression)]` | a class that it extends, besides `Module`; may be repeated |
+/// | `#[module(class = expression)]` | a [class](Class) that exists already: `classes::linear()` |
+/// | `#[module(extends = expression)]` | a class that it extends, besides `Module`; may be repeated, or a list `[a(), b()]` |
 /// | `#[module(crate = "path")]` | where this library is found, if not at `::fastforward` |
 ///
 /// | on a field | |
 /// |---|---|
 /// | `#[module(skip)]` | the field is not shown |
 /// | `#[module(rename = "name")]` | the child's name, instead of the field's |
+/// | `#[module(aliases)]` | the field holds the [aliases](Module::aliases) that queries on this model may use |
 ///
 /// The path of the class is the module path of the type and the name of the class, `my_crate::net::Linear`.
 pub use fastforward_macros::Module;

@@ -3,19 +3,32 @@
 use proc_macro2::Span;
 use quote::quote;
 use syn::meta::ParseNestedMeta;
+use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::{Attribute, Error, Expr, Ident, LitStr, Path, Result, Token};
+use syn::{Attribute, Error, Expr, ExprLit, Ident, Lit, LitStr, Path, Result, Token};
 
 use crate::problems::Problems;
 
 /// What stands in `#[module(...)]` on a type.
 pub(crate) struct OnType {
-    /// The short name of the class.
-    pub(crate) class: Option<String>,
-    /// Expressions that give the classes it extends.
-    pub(crate) extends: Vec<Expr>,
+    pub(crate) class: OwnClass,
+    /// What describes a class of the type's own, and where the first of it is written.
+    pub(crate) describes_class: Option<Span>,
     /// The crate that defines the trait.
     pub(crate) krate: Path,
+}
+
+/// The class of a type.
+pub(crate) enum OwnClass {
+    /// One of its own.
+    New {
+        /// The short name, if not the type's.
+        name: Option<String>,
+        /// Expressions that give the classes it extends.
+        extends: Vec<Expr>,
+    },
+    /// An expression that gives one.
+    Known(Expr),
 }
 
 /// What stands in `#[module(...)]` on a field.
@@ -25,27 +38,35 @@ pub(crate) struct OnField {
     pub(crate) skip: bool,
     /// The child's name, if not the field's, and where it is written.
     pub(crate) rename: Option<(String, Span)>,
+    /// Where it says that the field holds the aliases of the model.
+    pub(crate) aliases: Option<Span>,
 }
 
 const TYPE_KEYS: [&str; 3] = ["class", "extends", "crate"];
-const FIELD_KEYS: [&str; 2] = ["skip", "rename"];
+const FIELD_KEYS: [&str; 3] = ["skip", "rename", "aliases"];
 
 impl OnType {
     pub(crate) fn parse(attributes: &[Attribute]) -> Result<Self> {
         let mut class = None;
         let mut krate = None;
         let mut extends = Vec::new();
+        let mut describes_class = None;
         each_key(attributes, "a type", &TYPE_KEYS, |key, meta| match key {
             "class" => {
-                let literal: LitStr = meta.value()?.parse()?;
-                literal.parse::<Ident>().map_err(|_| {
-                    let message = "the short name of a class is an identifier, such as `Linear`";
-                    Error::new(literal.span(), message)
-                })?;
-                once(&mut class, literal.value(), meta.path.span(), key)
+                describes_class.get_or_insert(meta.path.span());
+                let written = Class::parse(meta.value()?.parse()?)?;
+                once(&mut class, written, meta.path.span(), key)
             }
             "extends" => {
-                extends.push(meta.value()?.parse()?);
+                describes_class.get_or_insert(meta.path.span());
+                let value = meta.value()?;
+                if value.peek(syn::token::Bracket) {
+                    let list;
+                    syn::bracketed!(list in value);
+                    extends.extend(Punctuated::<Expr, Token![,]>::parse_terminated(&list)?);
+                } else {
+                    extends.push(value.parse()?);
+                }
                 Ok(())
             }
             _ => {
@@ -61,17 +82,65 @@ impl OnType {
                 once(&mut krate, absolute, meta.path.span(), key)
             }
         })?;
+        let class = match (class, extends) {
+            (Some(Class::Known(_)), extends) if !extends.is_empty() => {
+                let message = "a class given as an expression has its ancestors already: remove `extends`, or give the \
+                               class a name, `class = \"Name\"`";
+                return Err(Error::new(extends[0].span(), message));
+            }
+            (Some(Class::Known(class)), _) => OwnClass::Known(class),
+            (Some(Class::Name(name)), extends) => OwnClass::New { name: Some(name), extends },
+            (None, extends) => OwnClass::New { name: None, extends },
+        };
         let krate = krate.unwrap_or_else(|| syn::parse_quote!(::fastforward));
-        Ok(Self { class, extends, krate })
+        Ok(Self { class, describes_class, krate })
     }
+}
+
+/// What stands behind `class =`.
+enum Class {
+    Name(String),
+    Known(Expr),
+}
+
+impl Class {
+    fn parse(expression: Expr) -> Result<Self> {
+        let needed = |span| {
+            let message = "a class is a name in quotes, `class = \"Linear\"`, or an expression that gives one, \
+                           `class = classes::linear()`";
+            Err(Error::new(span, message))
+        };
+        match expression {
+            Expr::Lit(ExprLit { lit: Lit::Str(literal), .. }) => {
+                literal.parse::<Ident>().map_err(|_| {
+                    let message = "the short name of a class is an identifier, such as `Linear`";
+                    Error::new(literal.span(), message)
+                })?;
+                Ok(Self::Name(literal.value()))
+            }
+            Expr::Lit(literal) => needed(literal.span()),
+            Expr::Path(path) if is_type_name(&path.path) => needed(path.span()),
+            expression => Ok(Self::Known(expression)),
+        }
+    }
+}
+
+/// Whether a path is one word in the manner of types, `Linear`.
+fn is_type_name(path: &Path) -> bool {
+    path.get_ident().is_some_and(|ident| {
+        let name = ident.to_string();
+        name.starts_with(char::is_uppercase) && name.contains(char::is_lowercase)
+    })
 }
 
 impl OnField {
     pub(crate) fn parse(attributes: &[Attribute]) -> Result<Self> {
         let mut skip = None;
         let mut rename = None;
+        let mut aliases = None;
         each_key(attributes, "a field", &FIELD_KEYS, |key, meta| match key {
             "skip" => once(&mut skip, meta.path.span(), meta.path.span(), key),
+            "aliases" => once(&mut aliases, meta.path.span(), meta.path.span(), key),
             _ => {
                 let literal: LitStr = meta.value()?.parse()?;
                 let name = literal.value();
@@ -94,7 +163,13 @@ impl OnField {
                 "a field that is skipped has no name: remove `skip` or `rename`",
             ));
         }
-        Ok(Self { skip: skip.is_some(), rename })
+        if let (Some(span), true) = (aliases, skip.is_some() || rename.is_some()) {
+            return Err(Error::new(
+                span,
+                "aliases are no child, so they have no name and need no `skip`: write `#[module(aliases)]` alone",
+            ));
+        }
+        Ok(Self { skip: skip.is_some(), rename, aliases })
     }
 }
 

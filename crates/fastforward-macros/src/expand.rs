@@ -8,7 +8,7 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Data, DataEnum, DeriveInput, Error, Fields, Path, Result, Type, Variant};
 
-use crate::attributes::{OnField, OnType, none_on_variant};
+use crate::attributes::{OnField, OnType, OwnClass, none_on_variant};
 use crate::problems::Problems;
 
 /// `impl Module for ...`, or every mistake found in the input.
@@ -31,6 +31,16 @@ pub(crate) fn module(input: &DeriveInput) -> Result<TokenStream> {
             None
         }
     };
+    if let (Some(OnType { describes_class: Some(span), .. }), Some(body)) = (&on_type, &body)
+        && body.is_always_payload()
+    {
+        let message = format!(
+            "every variant of `{}` stands for the module in it and has that module's class, so this says nothing: remove \
+             it, or give the fields names, `Variant {{ name: .. }}`",
+            input.ident
+        );
+        problems.add(Error::new(*span, message));
+    }
     problems.finish()?;
     // Without problems both are there.
     let (Some(on_type), Some(body)) = (on_type, body) else { return Ok(TokenStream::new()) };
@@ -53,6 +63,8 @@ enum Case {
 /// The fields of a struct or variant, in order.
 struct Shown {
     fields: Vec<ShownField>,
+    /// The field that holds the aliases.
+    aliases: Option<ShownField>,
 }
 
 struct ShownField {
@@ -68,6 +80,7 @@ impl Shown {
     fn new(fields: &Fields) -> Result<Self> {
         let mut problems = Problems::default();
         let mut shown = Vec::new();
+        let mut aliases: Option<ShownField> = None;
         let mut seen: HashMap<String, String> = HashMap::new();
         for (index, (field, member)) in fields.iter().zip(fields.members()).enumerate() {
             let Some(on_field) = problems.take(OnField::parse(&field.attrs)) else { continue };
@@ -78,6 +91,19 @@ impl Shown {
                 Some(ident) => ident.unraw().to_string(),
                 None => index.to_string(),
             };
+            let binding = format_ident!("field_{index}", span = Span::mixed_site());
+            if let Some(span) = on_field.aliases {
+                let ty = field.ty.clone();
+                let field = ShownField { member, binding, name: own_name.clone(), ty };
+                if let Some(first) = aliases.replace(field) {
+                    let message = format!(
+                        "`{}` holds the aliases already, and a module has them once",
+                        first.name
+                    );
+                    problems.add(Error::new(span, message));
+                }
+                continue;
+            }
             let (name, span) = on_field.rename.unwrap_or_else(|| (own_name.clone(), member.span()));
             if let Some(first) = seen.insert(name.clone(), own_name.clone()) {
                 let message = format!(
@@ -85,11 +111,10 @@ impl Shown {
                 );
                 problems.add(Error::new(span, message));
             }
-            let binding = format_ident!("field_{index}", span = Span::mixed_site());
             shown.push(ShownField { member, binding, name, ty: field.ty.clone() });
         }
         problems.finish()?;
-        Ok(Self { fields: shown })
+        Ok(Self { fields: shown, aliases })
     }
 
     /// `{ weight: field_0, .. }`
@@ -140,16 +165,31 @@ impl Body {
         }
     }
 
-    fn class(&self, ident: &Ident, OnType { class, extends, krate }: &OnType) -> TokenStream {
-        let name = class.clone().unwrap_or_else(|| ident.unraw().to_string());
-        let own = quote! {{
-            static CLASS: ::std::sync::OnceLock<#krate::mpath::Class> = ::std::sync::OnceLock::new();
-            *CLASS.get_or_init(|| #krate::mpath::Class::define(
-                #name,
-                ::core::concat!(::core::module_path!(), "::", #name),
-                &[#(#extends,)* #krate::module::classes::module()],
-            ))
-        }};
+    /// Whether no value shows fields of its own.
+    fn is_always_payload(&self) -> bool {
+        match self {
+            Body::Struct(_) => false,
+            Body::Enum(cases) => {
+                cases.iter().all(|(_, case)| matches!(case, Case::Payload(_))) && !cases.is_empty()
+            }
+        }
+    }
+
+    fn class(&self, ident: &Ident, OnType { class, krate, .. }: &OnType) -> TokenStream {
+        let own = match class {
+            OwnClass::Known(class) => quote!(#class),
+            OwnClass::New { name, extends } => {
+                let name = name.clone().unwrap_or_else(|| ident.unraw().to_string());
+                quote! {{
+                    static CLASS: ::std::sync::OnceLock<#krate::mpath::Class> = ::std::sync::OnceLock::new();
+                    *CLASS.get_or_init(|| #krate::mpath::Class::define(
+                        #name,
+                        ::core::concat!(::core::module_path!(), "::", #name),
+                        &[#(#extends,)* #krate::module::classes::module()],
+                    ))
+                }}
+            }
+        };
         let payloads: Vec<TokenStream> = self
             .payloads()
             .map(|(variant, ty)| {
@@ -195,24 +235,50 @@ impl Body {
         }
     }
 
-    /// A variant that is the module in it has that module's aliases and identity too.
+    /// The aliases in a field that is marked so. A variant that is the module in it has that module's aliases and identity
+    /// too.
     fn delegated(&self, krate: &Path) -> TokenStream {
-        let delegate = |method: TokenStream, result: TokenStream| {
-            let arms = self.payloads().map(|(variant, ty)| {
-                quote!(Self::#variant(payload) => <#ty as #krate::module::field::Payload>::as_module(payload).#method(),)
-            });
-            quote! {
-                fn #method(&self) -> ::core::option::Option<#result> {
-                    #[allow(unreachable_patterns)]
-                    match self { #(#arms)* _ => ::core::option::Option::None }
-                }
-            }
+        let none = quote!(_ => ::core::option::Option::None,);
+        let payloads = |method: &TokenStream| -> Vec<TokenStream> {
+            self.payloads()
+                .map(|(variant, ty)| {
+                    quote!(Self::#variant(payload) => <#ty as #krate::module::field::Payload>::as_module(payload).#method(),)
+                })
+                .collect()
         };
-        if self.payloads().next().is_none() {
-            return TokenStream::new();
-        }
-        let aliases = delegate(quote!(aliases), quote!(&#krate::mpath::Aliases));
-        let identity = delegate(quote!(identity), quote!(usize));
+        let shown: Vec<(TokenStream, &Shown)> = match self {
+            Body::Struct(shown) => vec![(quote!(Self), shown)],
+            Body::Enum(cases) => cases
+                .iter()
+                .filter_map(|(variant, case)| match case {
+                    Case::Fields(shown) => Some((quote!(Self::#variant), shown)),
+                    Case::Payload(_) => None,
+                })
+                .collect(),
+        };
+        let fields = shown.iter().filter_map(|(constructor, shown)| {
+            let ShownField { member, binding, ty, .. } = shown.aliases.as_ref()?;
+            Some(quote! {
+                #constructor { #member: #binding, .. } => <#ty as #krate::module::field::HoldsAliases>::aliases(#binding),
+            })
+        });
+        let identities = payloads(&quote!(identity));
+        let aliases: Vec<TokenStream> =
+            payloads(&quote!(aliases)).into_iter().chain(fields).collect();
+        let method = |arms: &[TokenStream], signature: TokenStream| {
+            (!arms.is_empty()).then(|| {
+                quote! {
+                    #[allow(unreachable_patterns)]
+                    #signature { match self { #(#arms)* #none } }
+                }
+            })
+        };
+        let aliases = method(
+            &aliases,
+            quote!(fn aliases(&self) -> ::core::option::Option<&#krate::mpath::Aliases>),
+        );
+        let identity =
+            method(&identities, quote!(fn identity(&self) -> ::core::option::Option<usize>));
         quote!(#aliases #identity)
     }
 
@@ -236,7 +302,7 @@ fn case(variant: &Variant) -> Result<(Ident, Case)> {
     {
         let field = &fields.unnamed[0];
         let on_field = OnField::parse(&field.attrs)?;
-        if !on_field.skip && on_field.rename.is_none() {
+        if !on_field.skip && on_field.rename.is_none() && on_field.aliases.is_none() {
             return Ok((name, Case::Payload(Box::new(field.ty.clone()))));
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fastforward::module::{Outline, Parameter, classes, named_parameters, named_slots};
-use fastforward::mpath::{Class, Node};
+use fastforward::mpath::{Aliases, Class, Context, Node};
 use fastforward::quantization::QuantizerSlot;
 use fastforward::{Module, Visitor, VisitorMut};
 
@@ -341,6 +341,190 @@ fn mutable_parameters(model: &mut dyn Module) -> Vec<String> {
     let mut names = Names::default();
     model.visit_mut(&mut names);
     names.found
+}
+
+#[derive(Module)]
+struct Parameters {
+    first: Weight,
+    list: Vec<Weight>,
+    array: [Weight; 1],
+    some: Vec<Option<Weight>>,
+    map: BTreeMap<&'static str, Weight>,
+    insertion: indexmap::IndexMap<String, Arc<Weight>>,
+    absent: Vec<Option<Weight>>,
+    last: Option<Box<dyn Parameter>>,
+}
+
+fn weight(n: usize) -> Weight {
+    Weight { shape: vec![n] }
+}
+
+#[test]
+fn lists_and_maps_of_parameters_are_parameters_in_declaration_order() {
+    let mut model = Parameters {
+        first: weight(1),
+        list: vec![weight(2), weight(3)],
+        array: [weight(4)],
+        some: vec![None, Some(weight(5))],
+        map: BTreeMap::from([("up", weight(7)), ("down", weight(6))]),
+        insertion: [("up", 8), ("down", 9)]
+            .into_iter()
+            .map(|(name, n)| (name.to_owned(), Arc::new(weight(n))))
+            .collect(),
+        absent: vec![None],
+        last: Some(Box::new(weight(10))),
+    };
+    assert_eq!(model.absent.len(), 1);
+    check(
+        &model,
+        "
+Parameters
+  first: f32 [1]
+  list.0: f32 [2]
+  list.1: f32 [3]
+  array.0: f32 [4]
+  some.1: f32 [5]
+  map.down: f32 [6]
+  map.up: f32 [7]
+  insertion.up: f32 [8]
+  insertion.down: f32 [9]
+  last: f32 [10]
+",
+    );
+    let names: Vec<String> = named_parameters(&model).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(mutable_parameters(&mut model), names);
+}
+
+/// Bounds before and behind, several parameters, a constant, a default.
+#[derive(Module)]
+struct Generic<A, B: Module = Relu, const N: usize = 2>
+where
+    A: Layer,
+    Vec<A>: Module,
+{
+    maybe: Option<A>,
+    pair: [B; N],
+    all: Vec<Option<Box<A>>>,
+    marker: std::marker::PhantomData<fn(A) -> B>,
+}
+
+#[derive(Module)]
+enum Choice<L: Layer>
+where
+    L: Clone,
+{
+    One(L),
+    Two { left: L, right: Option<L> },
+    Three(L, Box<dyn Layer>, #[module(rename = "last")] Arc<dyn Layer>),
+}
+
+impl Clone for Relu {
+    fn clone(&self) -> Self {
+        Relu
+    }
+}
+
+#[derive(Module)]
+struct Tuple(Relu, #[module(skip)] std::sync::Mutex<u8>, u8, #[module(rename = "act")] Arc<Relu>);
+
+#[test]
+fn generics_with_bounds_anywhere_enums_and_tuple_structs() {
+    let generic: Generic<Relu> = Generic {
+        maybe: Some(Relu),
+        pair: [Relu, Relu],
+        all: vec![Some(Box::new(Relu)), None],
+        marker: std::marker::PhantomData,
+    };
+    check(
+        &generic,
+        "
+Generic
+  maybe: Relu
+  pair: ModuleList
+    0: Relu
+    1: Relu
+  all: ModuleList
+    0: Relu
+",
+    );
+    check(
+        &vec![
+            Choice::One(Relu),
+            Choice::Two { left: Relu, right: None },
+            Choice::Three(Relu, Box::new(Relu), Arc::new(Relu)),
+        ],
+        "
+ModuleList
+  0: Relu
+  1: Choice
+    left: Relu
+  2: Choice
+    0: Relu
+    1: Relu
+    last: Relu
+",
+    );
+    let tuple = Tuple(Relu, std::sync::Mutex::new(1), 2, Arc::new(Relu));
+    assert_eq!((*tuple.1.lock().unwrap(), tuple.2), (1, 2));
+    check(
+        &tuple,
+        "
+Tuple
+  0: Relu
+  act: Relu
+",
+    );
+}
+
+#[derive(Module)]
+#[module(class = classes::linear())]
+struct OwnLinear;
+
+#[derive(Module)]
+#[module(extends = [classes::linear(), base()], extends = classes::relu())]
+struct Fused;
+
+#[test]
+fn a_class_may_be_one_that_exists_or_extend_several() {
+    assert_eq!(OwnLinear.class(), classes::linear());
+    let ancestors = Fused.class().ancestors();
+    assert_eq!(ancestors[..4], [classes::linear(), base(), classes::relu(), classes::module()]);
+    assert_eq!(Fused.class().path(), "derive::Fused");
+}
+
+#[derive(Module)]
+enum Aliased {
+    Inner(HasAliases),
+    Own {
+        #[module(aliases)]
+        names: Option<Aliases>,
+    },
+    Without,
+}
+
+#[derive(Module)]
+struct HasAliases {
+    child: Relu,
+    #[module(aliases)]
+    short: Aliases,
+}
+
+#[test]
+fn aliases_are_those_of_the_field_that_is_marked() {
+    let one = Aliases::parse(&Context::new(), [("a", "child")]).unwrap();
+    let has = || HasAliases { child: Relu, short: one.clone() };
+    check(&has(), "HasAliases\n  child: Relu\n");
+    assert_eq!(has().aliases().map(|aliases| aliases.iter().count()), Some(1));
+    assert!(Relu.aliases().is_none());
+    for (model, expected) in [
+        (Aliased::Inner(has()), true),
+        (Aliased::Own { names: Some(one.clone()) }, true),
+        (Aliased::Own { names: None }, false),
+        (Aliased::Without, false),
+    ] {
+        assert_eq!(model.aliases().is_some(), expected);
+        assert_eq!(Arc::new(model).aliases().is_some(), expected);
+    }
 }
 
 #[test]

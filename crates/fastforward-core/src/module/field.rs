@@ -1,10 +1,13 @@
 //! What a field of a module may be, told by its type.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::fmt::Display;
 use std::marker::PhantomData;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use indexmap::IndexMap;
 
 use super::{Module, Parameter, Visitor, VisitorMut};
 use crate::quantization::quantizer::{QuantizerMetadata, QuantizerSlot};
@@ -15,7 +18,7 @@ use crate::quantization::quantizer::{QuantizerMetadata, QuantizerSlot};
 /// implemented for
 ///
 /// - every [`Element`]: a module, a [`QuantizerSlot`], or an `Option` of either,
-/// - every [`Parameter`], or an `Option` of one,
+/// - every [`Parameter`], an `Option` of one, and lists and maps of either,
 /// - every type that is [`Data`], which is not shown at all.
 ///
 /// There is no implementation for other types, so a field is never left out in silence: a type that is neither is an
@@ -45,6 +48,10 @@ pub mod kind {
     pub enum Parameter {}
     /// A parameter that may be absent.
     pub enum OptionalParameter {}
+    /// A list or map of parameters.
+    pub enum Parameters {}
+    /// A list or map of parameters that may be absent.
+    pub enum OptionalParameters {}
     /// Data that is no part of the tree.
     pub enum Data {}
 }
@@ -109,6 +116,69 @@ impl<P: Parameter> Field<kind::OptionalParameter> for Option<P> {
             visitor.parameter(name, parameter);
         }
     }
+}
+
+macro_rules! parameters {
+    ($([$($generics:tt)*] $kind:ident: $list:ty, $item:ty;)*) => { $(
+        /// Each parameter under the field's name, `.`, and its number or key.
+        #[diagnostic::do_not_recommend]
+        impl<$($generics)*> Field<kind::$kind> for $list {
+            fn show<'a>(&'a self, name: &str, visitor: &mut dyn Visitor<'a>) {
+                for (key, parameter) in self.entries() {
+                    Field::<$item>::show(parameter, &format!("{name}.{key}"), visitor);
+                }
+            }
+
+            fn show_mut(&mut self, name: &str, visitor: &mut dyn VisitorMut) {
+                for (key, parameter) in self.entries_mut() {
+                    Field::<$item>::show_mut(parameter, &format!("{name}.{key}"), visitor);
+                }
+            }
+        }
+    )* };
+}
+
+parameters! {
+    [P: Parameter] Parameters: Vec<P>, kind::Parameter;
+    [P: Parameter] OptionalParameters: Vec<Option<P>>, kind::OptionalParameter;
+    [P: Parameter, const N: usize] Parameters: [P; N], kind::Parameter;
+    [P: Parameter, const N: usize] OptionalParameters: [Option<P>; N], kind::OptionalParameter;
+    [K: Display + Ord, P: Parameter] Parameters: BTreeMap<K, P>, kind::Parameter;
+    [K: Display + Ord, P: Parameter] OptionalParameters: BTreeMap<K, Option<P>>, kind::OptionalParameter;
+    [K: Display, P: Parameter, S] Parameters: IndexMap<K, P, S>, kind::Parameter;
+    [K: Display, P: Parameter, S] OptionalParameters: IndexMap<K, Option<P>, S>, kind::OptionalParameter;
+}
+
+/// The parts of a list or map with their numbers or keys.
+trait Entries {
+    type Key<'k>: Display
+    where
+        Self: 'k;
+    type Item;
+    fn entries(&self) -> impl Iterator<Item = (Self::Key<'_>, &Self::Item)>;
+    fn entries_mut(&mut self) -> impl Iterator<Item = (Self::Key<'_>, &mut Self::Item)>;
+}
+
+macro_rules! entries {
+    ($([$($generics:tt)*] $list:ty: $key:ty, $item:ty => $($numbered:ident)?;)*) => { $(
+        impl<$($generics)*> Entries for $list {
+            type Key<'k> = $key where Self: 'k;
+            type Item = $item;
+            fn entries(&self) -> impl Iterator<Item = (Self::Key<'_>, &$item)> {
+                self.iter()$(.$numbered())?
+            }
+            fn entries_mut(&mut self) -> impl Iterator<Item = (Self::Key<'_>, &mut $item)> {
+                self.iter_mut()$(.$numbered())?
+            }
+        }
+    )* };
+}
+
+entries! {
+    [P] Vec<P>: usize, P => enumerate;
+    [P, const N: usize] [P; N]: usize, P => enumerate;
+    [K: Display + Ord, P] BTreeMap<K, P>: &'k K, P => ;
+    [K: Display, P, S] IndexMap<K, P, S>: &'k K, P => ;
 }
 
 #[diagnostic::do_not_recommend]
@@ -194,6 +264,28 @@ impl<M: Module> Payload for M {
     }
 }
 
+/// What a field with `#[module(aliases)]` holds: [`mpath::Aliases`], or an `Option` of these.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` holds no aliases",
+    label = "a field with `#[module(aliases)]` is an `mpath::Aliases`, or an `Option` of one"
+)]
+pub trait HoldsAliases {
+    /// The aliases, if there are some.
+    fn aliases(&self) -> Option<&mpath::Aliases>;
+}
+
+impl HoldsAliases for mpath::Aliases {
+    fn aliases(&self) -> Option<&mpath::Aliases> {
+        Some(self)
+    }
+}
+
+impl HoldsAliases for Option<mpath::Aliases> {
+    fn aliases(&self) -> Option<&mpath::Aliases> {
+        self.as_ref()
+    }
+}
+
 macro_rules! data {
     ($($ty:ty),* $(,)?) => { $(impl Data for $ty {})* };
 }
@@ -239,7 +331,7 @@ impl<D: Data> Data for BTreeSet<D> {}
 impl<D: Data, S> Data for HashSet<D, S> {}
 impl<K: Data, D: Data> Data for BTreeMap<K, D> {}
 impl<K: Data, D: Data, S> Data for HashMap<K, D, S> {}
-impl<K: Data, D: Data, S> Data for indexmap::IndexMap<K, D, S> {}
+impl<K: Data, D: Data, S> Data for IndexMap<K, D, S> {}
 impl<D: Data> Data for Range<D> {}
 impl<D: Data> Data for RangeInclusive<D> {}
 impl<D: Data + ?Sized> Data for &D {}

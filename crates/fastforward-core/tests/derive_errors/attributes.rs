@@ -55,4 +55,43 @@ union Either {
     b: i8,
 }
 
+#[derive(Module)]
+#[module(class = "")]
+struct NoName;
+
+#[derive(Module)]
+#[module(class = Linear)]
+struct Unquoted;
+
+#[derive(Module)]
+#[module(class = 3)]
+struct Number;
+
+#[derive(Module)]
+#[module(class = fastforward::module::classes::linear(), extends = [fastforward::module::classes::relu()])]
+struct KnownAndExtended;
+
+#[derive(Module)]
+#[module(class = "Unused")]
+enum AlwaysPayload {
+    One(Box<dyn Module>),
+    Two(Box<dyn Module>),
+}
+
+#[derive(Module)]
+struct TwoAliases {
+    #[module(aliases)]
+    first: fastforward::mpath::Aliases,
+    #[module(aliases)]
+    second: fastforward::mpath::Aliases,
+    #[module(aliases, skip)]
+    third: fastforward::mpath::Aliases,
+    #[module(alias)]
+    fourth: fastforward::mpath::Aliases,
+}
+
+#[derive(Module)]
+#[module(aliases)]
+struct Misplaced(u8, #[module(rename = "0")] u8);
+
 fn main() {}

@@ -25,4 +25,14 @@ enum Activation {
     LeakyRelu(f32),
 }
 
+#[derive(Module)]
+struct NoAliases {
+    #[module(aliases)]
+    aliases: Vec<String>,
+}
+
+#[derive(Module)]
+#[module(class = "Small", extends = [fastforward::module::classes::linear, 4])]
+struct NoClasses;
+
 fn main() {}
