@@ -45,7 +45,7 @@ mod range;
 
 mod map;
 mod reduce;
-mod simd;
+pub mod simd;
 
 pub use affine::{
     Affine, Gradients, dequantize, dequantize_reference, fake_quantize, fake_quantize_backward,

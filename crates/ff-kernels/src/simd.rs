@@ -8,9 +8,10 @@
 //! multiplication and an addition.
 
 /// A loop to be compiled for several instruction sets.
-pub(crate) trait Vectorized {
+pub trait Vectorized {
+    /// What the loop returns.
     type Output;
-    /// Must be `#[inline(always)]`, as everything hot that it calls.
+    /// Runs the loop. Must be `#[inline(always)]`, as everything hot that it calls.
     fn run(self) -> Self::Output;
 }
 
@@ -39,7 +40,7 @@ fn detect() -> Level {
 }
 
 /// Runs `kernel` with the widest instruction set that this machine has.
-pub(crate) fn dispatch<K: Vectorized>(kernel: K) -> K::Output {
+pub fn dispatch<K: Vectorized>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2")]
     fn avx512<K: Vectorized>(kernel: K) -> K::Output {
