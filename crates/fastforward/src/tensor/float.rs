@@ -1,4 +1,30 @@
 //! Operators on float tensors, each with the gradient of its formula and a CPU kernel that is worth using.
 //!
-//! They take and return candle tensors. Where candle's own operator is exact, differentiable and fast enough, it is used;
-//! otherwise the operator stands here as a custom one.
+//! They take and return candle tensors, with PyTorch's meaning of every setting. Where candle's own operator is exact,
+//! differentiable and fast enough, it is used; otherwise the operator stands here as a custom one. Each keeps no graph
+//! where nothing tracks gradients, computes only the gradients that are wanted, and gives the same bytes for any number
+//! of threads.
+
+mod activation;
+mod arithmetic;
+mod linear;
+mod norm;
+mod reduce;
+mod softmax;
+
+mod broadcast;
+mod custom;
+mod parallel;
+mod real;
+mod shape;
+#[cfg(test)]
+mod testing;
+
+pub use activation::{
+    GeluApproximation, clamp, cos, exp, gelu, hardsigmoid, hardswish, leaky_relu, relu, relu6,
+    rsqrt, sigmoid, silu, sin, sqrt, tanh,
+};
+pub use arithmetic::{Operand, add, div, mul, sub};
+pub use linear::{bmm, linear, matmul, mm};
+pub use norm::{group_norm, layer_norm, rms_norm};
+pub use softmax::{log_softmax, softmax};

@@ -1,0 +1,220 @@
+//! Loops over large slices: vector instructions inside, threads outside.
+//!
+//! Work is cut into blocks whose size depends on the data alone, and partial results are combined in the order of the
+//! blocks: any number of threads gives the same bytes.
+
+use std::array;
+
+use ff_kernels::simd::{Vectorized, dispatch};
+use rayon::prelude::*;
+
+use super::real::Real;
+
+/// Elements handled by one call of an elementwise loop.
+const BLOCK: usize = 256;
+/// Below this many elements threads cost more than they save.
+const MIN_PARALLEL: usize = 1 << 15;
+/// Elements per unit of parallel work, about.
+const CHUNK: usize = 1 << 14;
+
+/// `f` of the elements at each position. All inputs are equally long.
+///
+/// `f` must be `#[inline(always)]` for vector instructions to be used.
+pub(super) fn map<T: Real, const N: usize>(
+    inputs: [&[T]; N],
+    f: impl Fn([T; N]) -> T + Sync,
+) -> Vec<T> {
+    let len = inputs[0].len();
+    let whole = inputs.map(|input| input.as_chunks::<BLOCK>().0);
+    let block = |i: usize| match i * BLOCK {
+        start if start + BLOCK <= len => dispatch(MapBlock { inputs: whole.map(|w| &w[i]), f: &f }),
+        start => {
+            let padded = inputs.map(|input| {
+                let mut padded = [T::ZERO; BLOCK];
+                padded[..len - start].copy_from_slice(&input[start..len]);
+                padded
+            });
+            dispatch(MapBlock { inputs: padded.each_ref(), f: &f })
+        }
+    };
+    let blocks = len.div_ceil(BLOCK);
+    let out: Vec<[T; BLOCK]> = if len < MIN_PARALLEL {
+        (0..blocks).map(block).collect()
+    } else {
+        (0..blocks).into_par_iter().with_min_len(CHUNK / BLOCK).map(block).collect()
+    };
+    let mut out = out.into_flattened();
+    out.truncate(len);
+    out
+}
+
+struct MapBlock<'a, T, F, const N: usize> {
+    inputs: [&'a [T; BLOCK]; N],
+    f: &'a F,
+}
+
+impl<T: Real, F: Fn([T; N]) -> T, const N: usize> Vectorized for MapBlock<'_, T, F, N> {
+    type Output = [T; BLOCK];
+
+    #[inline(always)]
+    fn run(self) -> [T; BLOCK] {
+        let mut out = [T::ZERO; BLOCK];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = (self.f)(array::from_fn(
+                #[inline(always)]
+                |k| self.inputs[k][i],
+            ));
+        }
+        out
+    }
+}
+
+/// Makes `n_rows` rows of `n_columns`, each filled by `f(row, values)`, which starts from zeros.
+///
+/// `f` must be `#[inline(always)]` for vector instructions to be used.
+pub(super) fn fill_rows<T: Real>(
+    n_rows: usize,
+    n_columns: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let mut out = vec![T::ZERO; n_rows * n_columns];
+    if out.is_empty() {
+        return out;
+    }
+    let rows = (CHUNK / n_columns).max(1);
+    let fill = |(i, out): (usize, &mut [T])| {
+        dispatch(FillRows { first_row: i * rows, n_columns, out, f: &f });
+    };
+    if out.len() < MIN_PARALLEL {
+        out.chunks_mut(rows * n_columns).enumerate().for_each(fill);
+    } else {
+        out.par_chunks_mut(rows * n_columns).enumerate().for_each(fill);
+    }
+    out
+}
+
+struct FillRows<'a, T, F> {
+    first_row: usize,
+    n_columns: usize,
+    out: &'a mut [T],
+    f: &'a F,
+}
+
+impl<T: Real, F: Fn(usize, &mut [T])> Vectorized for FillRows<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (i, row) in self.out.chunks_mut(self.n_columns).enumerate() {
+            (self.f)(self.first_row + i, row);
+        }
+    }
+}
+
+/// Sums over rows: `add(row, sums)` adds what a row has to give to `sums`, which hold `width` values.
+///
+/// `n_elements` is how many elements all rows have together. `add` must be `#[inline(always)]`.
+pub(super) fn sum_rows<T: Real>(
+    n_rows: usize,
+    width: usize,
+    n_elements: usize,
+    add: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    // Few enough blocks for their sums to be small beside the data, short enough blocks for f32 to stay exact.
+    let rows = n_rows.div_ceil(256).clamp(16, 1024);
+    let sums = |block: usize| {
+        let mut sums = vec![T::ZERO; width];
+        let range = block * rows..n_rows.min((block + 1) * rows);
+        dispatch(SumRows { range, sums: &mut sums, add: &add });
+        sums
+    };
+    let blocks = n_rows.div_ceil(rows);
+    let partial: Vec<Vec<T>> = if n_elements < MIN_PARALLEL {
+        (0..blocks).map(sums).collect()
+    } else {
+        (0..blocks).into_par_iter().map(sums).collect()
+    };
+    if let [sums] = &partial[..] {
+        return sums.clone();
+    }
+    let mut total = vec![0.0; width];
+    for sums in &partial {
+        for (total, sum) in total.iter_mut().zip(sums) {
+            *total += sum.to_f64();
+        }
+    }
+    total.into_iter().map(T::of).collect()
+}
+
+struct SumRows<'a, T, F> {
+    range: std::ops::Range<usize>,
+    sums: &'a mut [T],
+    add: &'a F,
+}
+
+impl<T: Real, F: Fn(usize, &mut [T])> Vectorized for SumRows<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for row in self.range {
+            (self.add)(row, self.sums);
+        }
+    }
+}
+
+/// Partial sums that are added independently of each other, for vector instructions.
+const LANES: usize = 32;
+
+/// `Σ f(x_i)` over equally long slices, in a fixed order that vector instructions can follow.
+#[inline(always)]
+pub(super) fn sum_of<T: Real, const N: usize>(inputs: [&[T]; N], f: impl Fn([T; N]) -> T) -> T {
+    let len = inputs[0].len();
+    let mut lanes = [T::ZERO; LANES];
+    let whole = len / LANES * LANES;
+    let mut start = 0;
+    while start < whole {
+        let block: [&[T]; N] = array::from_fn(
+            #[inline(always)]
+            |k| &inputs[k][start..start + LANES],
+        );
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(array::from_fn(
+                #[inline(always)]
+                |k| block[k][i],
+            ));
+        }
+        start += LANES;
+    }
+    for i in whole..len {
+        lanes[i - whole] += f(array::from_fn(
+            #[inline(always)]
+            |k| inputs[k][i],
+        ));
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            let other = lanes[i + width];
+            lanes[i] += other;
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The largest element; NaN if there is one; minus infinity of nothing.
+#[inline(always)]
+pub(super) fn max_of<T: Real>(values: &[T]) -> T {
+    let mut lanes = [-T::INFINITY; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for block in whole {
+        for (lane, &value) in lanes.iter_mut().zip(block) {
+            *lane = value.larger(*lane);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane = value.larger(*lane);
+    }
+    lanes.iter().fold(-T::INFINITY, |max, &lane| lane.larger(max))
+}
