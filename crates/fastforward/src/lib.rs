@@ -44,6 +44,12 @@ extern crate self as fastforward;
 
 pub use fastforward_core::*;
 
+pub mod quantization;
+
+#[cfg(feature = "eager")]
+pub mod flags;
+#[cfg(feature = "eager")]
+pub mod nn;
 #[cfg(feature = "eager")]
 pub mod tensor;
 

@@ -2,7 +2,22 @@
 //!
 //! This module is the one place that knows which functions of candle may be used; everything above it goes through here.
 
+mod apply;
+mod codes;
+mod context;
 mod error;
+mod fake_quantize;
 pub mod float;
+pub mod operator;
+mod quantized;
+pub(crate) mod record;
+mod value;
+mod view;
 
+pub use apply::Apply;
+pub use codes::CodeTensor;
+pub use context::QuantizationContext;
 pub use error::{Error, Result};
+pub use operator::{Output, ValueOrNumber, functional};
+pub use quantized::QuantizedTensor;
+pub use value::Value;

@@ -6,9 +6,10 @@ mod parameters;
 mod quantized;
 mod settings;
 
+pub use arithmetic::quantize_codes;
 pub(crate) use arithmetic::{dynamic_parameters, fake_quantize, integer_grid, quantize, tiling};
 pub(crate) use linear::write_settings;
 pub use linear::{LinearQuantizer, LinearQuantizerConfig};
-pub use parameters::AffineParameters;
+pub use parameters::{AffineGrid, AffineParameters};
 pub use quantized::{Codes, QuantizedArray};
 pub use settings::{OneSided, RangeSettings, SavedQuantizer};

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::module::classes;
 use crate::quantization::Granularity;
 use crate::quantization::affine::{
-    self, AffineParameters, QuantizedArray, RangeSettings, SavedQuantizer, integer_grid,
-    write_settings,
+    self, AffineGrid, AffineParameters, QuantizedArray, RangeSettings, SavedQuantizer,
+    integer_grid, write_settings,
 };
 use crate::quantization::quantizer::{Flow, Quantizer};
 use crate::{ArrayView, Error};
@@ -125,6 +125,11 @@ impl Quantizer for DynamicLinearQuantizer {
     fn forward(&self, x: ArrayView<'_>) -> Result<Flow, Error> {
         let parameters = self.parameters(x)?;
         affine::fake_quantize(x, &self.config.granularity, &parameters).map(Flow::Changed)
+    }
+
+    fn affine_grid(&self, x: ArrayView<'_>) -> Result<Option<AffineGrid>, Error> {
+        let parameters = std::sync::Arc::new(self.parameters(x)?);
+        Ok(Some(AffineGrid { granularity: self.config.granularity.clone(), parameters }))
     }
 
     fn num_bits(&self) -> Option<u32> {

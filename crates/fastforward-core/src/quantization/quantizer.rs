@@ -16,7 +16,7 @@ pub use slot::{
 };
 pub use stub::QuantizerStub;
 
-use crate::quantization::affine::{QuantizedArray, RangeSettings};
+use crate::quantization::affine::{AffineGrid, QuantizedArray, RangeSettings};
 use crate::quantization::granularity::Granularity;
 use crate::{Array, ArrayView, Error, ErrorKind};
 
@@ -45,6 +45,16 @@ pub trait Quantizer: Any + fmt::Debug + fmt::Display + Send + Sync {
     /// # Errors
     /// As for [`quantize`](Quantizer::quantize), except that NaN stays NaN where no range is taken from the data.
     fn forward(&self, x: ArrayView<'_>) -> Result<Flow, Error>;
+
+    /// The grid on which [`quantize`](Quantizer::quantize) puts this very data, for engines that quantize by themselves,
+    /// with gradients or into integers. `None` when there is none: a stub, or a quantizer that is not affine.
+    ///
+    /// # Errors
+    /// As for [`quantize`](Quantizer::quantize), as far as they show without quantizing.
+    fn affine_grid(&self, x: ArrayView<'_>) -> Result<Option<AffineGrid>, Error> {
+        let _ = x;
+        Ok(None)
+    }
 
     /// The bits of one code, `None` for a stub.
     fn num_bits(&self) -> Option<u32> {

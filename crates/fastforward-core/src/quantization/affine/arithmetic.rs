@@ -14,6 +14,25 @@ pub(crate) fn quantize(
     granularity: &Granularity,
     parameters: AffineParameters,
 ) -> Result<QuantizedArray, Error> {
+    let codes = quantize_codes(x, granularity, &parameters)?;
+    Ok(QuantizedArray {
+        codes,
+        shape: x.shape().to_vec(),
+        granularity: granularity.clone(),
+        parameters,
+    })
+}
+
+/// The integer codes of `x`, row-major: `clamp(round(x / s - round(o)), lo, hi)`, rounding half to even (spec §4.2).
+///
+/// # Errors
+/// [`ErrorKind::Granularity`] when the shape does not fit the granularity or the number of scales;
+/// [`ErrorKind::InvalidData`] for NaN.
+pub fn quantize_codes(
+    x: ArrayView<'_>,
+    granularity: &Granularity,
+    parameters: &AffineParameters,
+) -> Result<Codes, Error> {
     let tiling = tiling(x, granularity)?;
     parameters.check_tiles(x.shape(), granularity, tiling.num_tiles())?;
     let grid = parameters.grid()?;
@@ -25,12 +44,7 @@ pub(crate) fn quantize(
         Codes::I32(out) => ff_kernels::quantize(x.data(), &tiling, affine, grid, out),
     }
     .map_err(|error| data_error(error, x))?;
-    Ok(QuantizedArray {
-        codes,
-        shape: x.shape().to_vec(),
-        granularity: granularity.clone(),
-        parameters,
-    })
+    Ok(codes)
 }
 
 /// `x` rounded to the grid of `parameters`.

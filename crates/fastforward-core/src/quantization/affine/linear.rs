@@ -1,13 +1,13 @@
 //! The static affine quantizer.
 
 use std::fmt;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use mpath::Class;
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{fake_quantize, integer_grid, parameters_for_range, quantize};
-use super::{AffineParameters, QuantizedArray, RangeSettings, SavedQuantizer};
+use super::{AffineGrid, AffineParameters, QuantizedArray, RangeSettings, SavedQuantizer};
 use crate::module::classes;
 use crate::quantization::Granularity;
 use crate::quantization::quantizer::{Flow, Quantizer, RangeSettable, unset_error};
@@ -69,7 +69,7 @@ impl LinearQuantizerConfig {
 #[derive(Debug)]
 pub struct LinearQuantizer {
     config: LinearQuantizerConfig,
-    parameters: RwLock<Option<AffineParameters>>,
+    parameters: RwLock<Option<Arc<AffineParameters>>>,
 }
 
 impl LinearQuantizer {
@@ -89,6 +89,11 @@ impl LinearQuantizer {
 
     /// The parameters, `None` while unset.
     pub fn parameters(&self) -> Option<AffineParameters> {
+        self.shared_parameters().map(Arc::unwrap_or_clone)
+    }
+
+    /// The parameters as they stand, without a copy: another set of parameters is another `Arc`.
+    pub fn shared_parameters(&self) -> Option<Arc<AffineParameters>> {
         self.parameters.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -130,12 +135,13 @@ impl LinearQuantizer {
                 parameters.scale[at]
             ));
         }
-        *self.parameters.write().unwrap_or_else(PoisonError::into_inner) = Some(parameters);
+        *self.parameters.write().unwrap_or_else(PoisonError::into_inner) =
+            Some(Arc::new(parameters));
         Ok(())
     }
 
-    fn set(&self) -> Result<AffineParameters, Error> {
-        self.parameters().ok_or_else(|| unset_error(self.class()))
+    fn set(&self) -> Result<Arc<AffineParameters>, Error> {
+        self.shared_parameters().ok_or_else(|| unset_error(self.class()))
     }
 }
 
@@ -145,11 +151,17 @@ impl Quantizer for LinearQuantizer {
     }
 
     fn quantize(&self, x: ArrayView<'_>) -> Result<QuantizedArray, Error> {
-        quantize(x, &self.config.granularity, self.set()?)
+        quantize(x, &self.config.granularity, Arc::unwrap_or_clone(self.set()?))
     }
 
     fn forward(&self, x: ArrayView<'_>) -> Result<Flow, Error> {
-        fake_quantize(x, &self.config.granularity, &self.set()?).map(Flow::Changed)
+        let parameters = self.set()?;
+        fake_quantize(x, &self.config.granularity, &parameters).map(Flow::Changed)
+    }
+
+    fn affine_grid(&self, _x: ArrayView<'_>) -> Result<Option<AffineGrid>, Error> {
+        let granularity = self.config.granularity.clone();
+        Ok(Some(AffineGrid { granularity, parameters: self.set()? }))
     }
 
     fn num_bits(&self) -> Option<u32> {
@@ -175,12 +187,13 @@ impl RangeSettable for LinearQuantizer {
     }
 
     fn quantization_range(&self) -> Option<(Vec<f32>, Vec<f32>)> {
-        self.parameters().map(|parameters| parameters.quantization_range())
+        self.shared_parameters().map(|parameters| parameters.quantization_range())
     }
 
     fn set_quantization_range(&self, min: &[f32], max: &[f32]) -> Result<(), Error> {
         let parameters = self.parameters_for_range(min, max)?;
-        *self.parameters.write().unwrap_or_else(PoisonError::into_inner) = Some(parameters);
+        *self.parameters.write().unwrap_or_else(PoisonError::into_inner) =
+            Some(Arc::new(parameters));
         Ok(())
     }
 

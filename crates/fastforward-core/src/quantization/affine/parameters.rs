@@ -1,6 +1,10 @@
 //! A scale and an offset per tile.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
+
+use crate::quantization::Granularity;
 
 /// The parameters of an affine grid: `x ≈ (q + round(offset)) * scale` for codes `q` in `lo..=hi`.
 ///
@@ -17,6 +21,15 @@ pub struct AffineParameters {
     /// Minus the code of zero, per tile; `None` means zero throughout. It need not be an integer: it is rounded, half to
     /// even, where it is used.
     pub offset: Option<Vec<f32>>,
+}
+
+/// A grid laid over data: how the data is cut into tiles, and the parameters of each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AffineGrid {
+    /// How the data is cut into tiles.
+    pub granularity: Granularity,
+    /// One scale and offset per tile.
+    pub parameters: Arc<AffineParameters>,
 }
 
 impl AffineParameters {

@@ -2,6 +2,7 @@
 
 mod strictness;
 
+use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -51,7 +52,7 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// Something that runs in place of a slot's quantizer and decides whether to call it: an estimator that looks at the
 /// data, a switch that turns quantization off (spec §3.4).
-pub trait QuantizerOverride: Send + Sync {
+pub trait QuantizerOverride: Any + Send + Sync {
     /// Handles `x`. Calling `next` runs the next older override, and finally the quantizer; it may be called any number
     /// of times, or never.
     ///
@@ -167,9 +168,21 @@ impl QuantizerSlot {
     /// What the quantizer or an override reports.
     pub fn forward(&self, x: ArrayView<'_>) -> Result<Flow, Error> {
         let quantizer = self.quantizer();
-        let overrides: Vec<Arc<dyn QuantizerOverride>> =
-            read(&self.0.overrides).iter().map(|(_, one)| Arc::clone(one)).collect();
-        run(&overrides, &*quantizer, x)
+        self.forward_with(&*quantizer, &|x| quantizer.forward(x), x)
+    }
+
+    /// The same with `innermost` in the place of the quantizer's own [`forward`](Quantizer::forward): how an engine that
+    /// quantizes by itself runs the overrides. They are shown `quantizer`.
+    ///
+    /// # Errors
+    /// What `innermost` or an override reports.
+    pub fn forward_with(
+        &self,
+        quantizer: &dyn Quantizer,
+        innermost: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
+        x: ArrayView<'_>,
+    ) -> Result<Flow, Error> {
+        run(&self.overrides(), quantizer, innermost, x)
     }
 
     /// Puts an override on the slot until the guard is dropped, also by a panic or an early return.
@@ -177,6 +190,11 @@ impl QuantizerSlot {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         write(&self.0.overrides).push((id, one));
         OverrideGuard { slot: self.clone(), id }
+    }
+
+    /// The overrides on the slot, oldest first.
+    pub fn overrides(&self) -> Vec<Arc<dyn QuantizerOverride>> {
+        read(&self.0.overrides).iter().map(|(_, one)| Arc::clone(one)).collect()
     }
 
     /// How many overrides are on the slot.
@@ -188,11 +206,14 @@ impl QuantizerSlot {
 fn run(
     overrides: &[Arc<dyn QuantizerOverride>],
     quantizer: &dyn Quantizer,
+    innermost: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
     x: ArrayView<'_>,
 ) -> Result<Flow, Error> {
     match overrides.split_last() {
-        None => quantizer.forward(x),
-        Some((newest, older)) => newest.call(quantizer, &|x| run(older, quantizer, x), x),
+        None => innermost(x),
+        Some((newest, older)) => {
+            newest.call(quantizer, &|x| run(older, quantizer, innermost, x), x)
+        }
     }
 }
 

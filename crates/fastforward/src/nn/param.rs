@@ -1,0 +1,231 @@
+//! Parameters of layers.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use candle_core::{DType, Tensor, Var};
+
+use crate::module::Parameter;
+use crate::quantization::affine::AffineParameters;
+use crate::quantization::quantizer::{Quantizer, QuantizerSlot};
+use crate::quantization::{DynamicLinearQuantizer, LinearQuantizer};
+use crate::tensor::{Apply, Error, Result, Value};
+use crate::{ErrorKind, flags};
+
+/// A parameter: a tensor that can be trained, set, and shared between layers.
+///
+/// A clone is the *same* parameter: that is how layers tie their weights, and why tied weights are saved once. Where
+/// nothing records gradients, the quantized form is made once and kept until the parameter or its quantizer changes.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use fastforward::nn::Param;
+/// let weight = Param::new(Tensor::new(&[[1f32, 2.0]], &Device::Cpu)?);
+/// let tied = weight.clone();
+/// weight.set(&Tensor::new(&[[3f32, 4.0]], &Device::Cpu)?)?;
+/// assert_eq!(tied.tensor().to_vec2::<f32>()?, [[3.0, 4.0]]);
+/// assert!(weight.set(&Tensor::new(&[3f32], &Device::Cpu)?).is_err());
+/// # Ok::<(), fastforward::tensor::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Param(Arc<Inner>);
+
+struct Inner {
+    shape: Vec<usize>,
+    dtype: DType,
+    tensor: RwLock<Tensor>,
+    kept: Mutex<Option<Kept>>,
+}
+
+/// A quantized form, and what it was made of.
+struct Kept {
+    value: Value,
+    tensor: Tensor,
+    /// The inference guard under which it was made; `None` for a constant tensor, which cannot change unseen.
+    scope: Option<u64>,
+    quantizer: Arc<dyn Quantizer>,
+    parameters: Option<Arc<AffineParameters>>,
+    mode: (bool, bool),
+}
+
+impl Param {
+    /// A parameter with these values: trainable if the tensor is a variable, as those of a `VarMap` are.
+    pub fn new(tensor: Tensor) -> Self {
+        Self(Arc::new(Inner {
+            shape: tensor.dims().to_vec(),
+            dtype: tensor.dtype(),
+            tensor: RwLock::new(tensor),
+            kept: Mutex::new(None),
+        }))
+    }
+
+    /// The values; a variable if the parameter is trainable, a constant under [`flags::inference`].
+    pub fn tensor(&self) -> Tensor {
+        let tensor = self.0.tensor.read().unwrap_or_else(PoisonError::into_inner);
+        if flags::is_inference() { tensor.detach() } else { tensor.clone() }
+    }
+
+    /// One extent per dimension.
+    pub fn dims(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
+    }
+
+    /// The variable, if the parameter is trainable.
+    pub fn var(&self) -> Option<Var> {
+        let tensor = self.0.tensor.read().unwrap_or_else(PoisonError::into_inner);
+        if tensor.is_variable() { Var::from_tensor(&tensor).ok() } else { None }
+    }
+
+    /// Makes the parameter trainable and returns its variable.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Tensor`] from candle.
+    pub fn make_trainable(&self) -> Result<Var> {
+        let mut tensor = self.0.tensor.write().unwrap_or_else(PoisonError::into_inner);
+        let var = Var::from_tensor(&tensor)?;
+        *tensor = var.as_tensor().clone();
+        drop(tensor);
+        self.forget();
+        Ok(var)
+    }
+
+    /// Makes the parameter a constant: gradients end here, and an optimizer that knows its variable no longer changes it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Tensor`] from candle.
+    pub fn make_constant(&self) -> Result<()> {
+        let mut tensor = self.0.tensor.write().unwrap_or_else(PoisonError::into_inner);
+        if tensor.is_variable() {
+            *tensor = tensor.copy()?.detach();
+        }
+        drop(tensor);
+        self.forget();
+        Ok(())
+    }
+
+    /// Writes other values, in place: all owners see them, and a trainable parameter keeps its variable.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidData`] when shape or type differ.
+    pub fn set(&self, values: &Tensor) -> Result<()> {
+        if values.dims() != self.dims() || values.dtype() != self.dtype() {
+            return Err(Error::new(
+                ErrorKind::InvalidData,
+                format!(
+                    "a parameter of shape {:?} and type {:?} cannot take values of shape {:?} and type {:?}",
+                    self.dims(),
+                    self.dtype(),
+                    values.dims(),
+                    values.dtype()
+                ),
+            ));
+        }
+        let mut tensor = self.0.tensor.write().unwrap_or_else(PoisonError::into_inner);
+        if tensor.is_variable() {
+            // A copy: candle refuses to write a variable from a view of itself.
+            Var::from_tensor(&tensor)?.set(&values.copy()?)?;
+        } else {
+            *tensor = values.copy()?.detach();
+        }
+        drop(tensor);
+        self.forget();
+        Ok(())
+    }
+
+    /// The parameter through its slot.
+    ///
+    /// # Errors
+    /// As for [`Apply::apply`].
+    pub fn quantized(&self, slot: &QuantizerSlot) -> Result<Value> {
+        let tensor = self.tensor();
+        let scope = flags::inference_scope();
+        // A variable may be stepped by an optimizer at any time, except under an inference guard.
+        let is_constant = self.var().is_none();
+        let quantizer = slot.quantizer();
+        let any: &dyn Any = &*quantizer;
+        let linear = any.downcast_ref::<LinearQuantizer>();
+        let is_known = linear.is_some() || any.is::<DynamicLinearQuantizer>();
+        let may_keep = (is_constant || scope.is_some()) && is_known;
+        if !may_keep || slot.override_count() > 0 || tensor.track_op() {
+            return slot.apply(&tensor.into());
+        }
+        let parameters = linear.and_then(LinearQuantizer::shared_parameters);
+        let mode = (flags::exporting(), flags::integer_execution());
+        let same_parameters = |kept: &Option<Arc<AffineParameters>>| match (kept, &parameters) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        if let Some(kept) = &*self.kept()
+            && Arc::ptr_eq(&kept.quantizer, &quantizer)
+            && same_parameters(&kept.parameters)
+            && kept.mode == mode
+            && (if is_constant { kept.tensor.id() == tensor.id() } else { kept.scope == scope })
+        {
+            return Ok(kept.value.clone());
+        }
+        let value = slot.apply(&(&tensor).into())?;
+        let scope = if is_constant { None } else { scope };
+        *self.kept() =
+            Some(Kept { value: value.clone(), tensor, scope, quantizer, parameters, mode });
+        Ok(value)
+    }
+
+    /// A parameter that may be absent, through a slot that may be absent.
+    ///
+    /// # Errors
+    /// As for [`quantized`](Self::quantized).
+    pub fn quantized_option(
+        parameter: Option<&Self>,
+        slot: Option<&QuantizerSlot>,
+    ) -> Result<Option<Value>> {
+        match (parameter, slot) {
+            (Some(parameter), Some(slot)) => parameter.quantized(slot).map(Some),
+            (Some(parameter), None) => Ok(Some(parameter.tensor().into())),
+            (None, _) => Ok(None),
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self) {
+        *self.kept() = None;
+    }
+}
+
+impl From<Tensor> for Param {
+    fn from(tensor: Tensor) -> Self {
+        Self::new(tensor)
+    }
+}
+
+impl Parameter for Param {
+    fn shape(&self) -> &[usize] {
+        self.dims()
+    }
+
+    fn dtype(&self) -> &str {
+        self.0.dtype.as_str()
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.0.shape.iter().product::<usize>() * self.0.dtype.size_in_bytes()
+    }
+
+    fn identity(&self) -> Option<usize> {
+        Some(Arc::as_ptr(&self.0) as usize)
+    }
+}
+
+impl fmt::Debug for Param {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Param({:?}, {:?})", self.dims(), self.dtype())
+    }
+}

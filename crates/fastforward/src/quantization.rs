@@ -1,0 +1,27 @@
+//! Quantizers, the slots they stand in, and the rules that put them there; with tensors, also what trains and freezes them.
+
+pub use fastforward_core::quantization::*;
+
+#[cfg(feature = "eager")]
+mod annotate;
+#[cfg(feature = "eager")]
+mod disable;
+#[cfg(feature = "eager")]
+mod fuse;
+#[cfg(feature = "eager")]
+pub mod trainable;
+
+#[cfg(feature = "eager")]
+pub use annotate::annotate_operator_metadata;
+#[cfg(feature = "eager")]
+pub use disable::{
+    DisableGuard, EnableGuard, ModuleStrictness, disable_quantization, enable_quantization,
+    strict_quantization_for_module,
+};
+#[cfg(feature = "eager")]
+pub use fuse::{
+    ParameterQuantizer, find_parameter_quantizers, freeze_parameters, fuse_qdq_weights,
+    stub_weight_quantizers,
+};
+#[cfg(feature = "eager")]
+pub use trainable::{TrainableOptions, TrainableParameters, TrainableQuantizer, trainable};

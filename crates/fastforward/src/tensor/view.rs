@@ -1,0 +1,61 @@
+//! The elements of a candle tensor as a slice with strides.
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+
+use super::{Error, Result};
+use crate::{Array, ArrayView, ErrorKind};
+
+/// Runs `f` on the `f32` elements of a tensor where they lie; other float types are converted first.
+///
+/// # Errors
+/// [`ErrorKind::Tensor`] when the tensor is not on the CPU, [`ErrorKind::InvalidData`] when its type is no float type of
+/// at most 32 bits.
+pub(crate) fn with_view<R>(
+    x: &Tensor,
+    f: impl FnOnce(ArrayView<'_>) -> std::result::Result<R, crate::Error>,
+) -> Result<R> {
+    let converted;
+    let x = match x.dtype() {
+        DType::F32 => x,
+        DType::F16 | DType::BF16 => {
+            converted = x.detach().to_dtype(DType::F32)?;
+            &converted
+        }
+        other => {
+            return Err(Error::new(
+                ErrorKind::InvalidData,
+                format!(
+                    "data of type {other:?} is not quantized: scales and kernels are F32; convert it with \
+                     `to_dtype(DType::F32)`"
+                ),
+            ));
+        }
+    };
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(CpuStorage::F32(all)) = &*storage else {
+        return Err(on_the_cpu_only(x.device()));
+    };
+    let elements = &all[layout.start_offset()..];
+    let view = if layout.is_contiguous() {
+        ArrayView::new(&elements[..x.elem_count()], layout.dims())?
+    } else {
+        ArrayView::with_strides(elements, layout.dims(), layout.stride())?
+    };
+    Ok(f(view)?)
+}
+
+/// A tensor with the elements of an array.
+pub(crate) fn tensor_of(array: Array, dtype: DType) -> Result<Tensor> {
+    let tensor = Tensor::from_vec(array.data, array.shape, &Device::Cpu)?;
+    Ok(if dtype == DType::F32 { tensor } else { tensor.to_dtype(dtype)? })
+}
+
+pub(crate) fn on_the_cpu_only(device: &Device) -> Error {
+    Error::new(
+        ErrorKind::Tensor,
+        format!(
+            "quantization runs on the CPU, the data is on {:?}; move it with `to_device`",
+            device.location()
+        ),
+    )
+}
