@@ -120,6 +120,24 @@ pub enum KernelErrorKind {
         /// Highest code allowed.
         hi: i64,
     },
+    /// A convolution's window that is larger than its padded input.
+    Window {
+        /// `"height"` or `"width"`.
+        axis: &'static str,
+        /// Extent of the window, dilation included.
+        window: usize,
+        /// Extent of the input, padding included.
+        input: usize,
+    },
+    /// Channels that cannot be dealt out to the groups.
+    Groups {
+        /// Which channels.
+        what: &'static str,
+        /// How many there are.
+        channels: usize,
+        /// How many groups.
+        groups: usize,
+    },
     /// A sum of integer products that the widest accumulator might not hold.
     SumTooLarge {
         /// Number of products in the sum.
@@ -215,6 +233,13 @@ impl fmt::Display for KernelError {
                 write!(f, "{count} codes outside {lo}..={hi}: ")?;
                 list(f, first, |f, (at, code)| write!(f, "{code} at {at}"))?;
                 if *count > first.len() { f.write_str(", ...") } else { Ok(()) }
+            }
+            Window { axis, window, input } => write!(
+                f,
+                "window of {window} along the {axis} does not fit the padded input of {input}"
+            ),
+            Groups { what, channels, groups } => {
+                write!(f, "{channels} {what} cannot be dealt out to {groups} groups")
             }
             SumTooLarge { terms, left, right } => write!(
                 f,

@@ -22,6 +22,7 @@
 //! element is finished by itself, the bytes are the same for any number of threads and any
 //! instruction set.
 
+mod conv;
 mod linear;
 mod matmul;
 mod operand;
@@ -34,6 +35,7 @@ mod buffer;
 mod finish;
 
 pub use bound::simulation_bound;
+pub use conv::{ConvWindow, PackedFilter, integer_conv, integer_conv_reference};
 pub use linear::{integer_linear, integer_linear_reference};
 pub use matmul::{integer_matmul, integer_matmul_reference};
 pub use operand::MAX_OFFSET;

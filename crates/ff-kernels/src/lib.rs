@@ -26,6 +26,8 @@
 //!   number of threads.
 //! - Loops are compiled for AVX-512, AVX2 and the plain target, chosen at run time. Each kernel has
 //!   a twin whose name ends in `_reference`, made of plain index arithmetic, that it is tested against.
+//! - Products of codes ([`integer_linear`], [`integer_matmul`], [`integer_conv`]) sum in integers,
+//!   exactly; [`simulation_bound`] says how far that is from the same product of floats.
 //! - NaN: kernels with float outputs keep it; kernels that make integer codes or statistics refuse it and
 //!   say where it is. Infinities saturate.
 
@@ -55,7 +57,8 @@ pub use dynamic::{dynamic_fake_quantize, dynamic_parameters, dynamic_quantize};
 pub use error::{AxisMismatch, KernelError, KernelErrorKind};
 pub use grid::{Code, IntegerGrid};
 pub use integer::{
-    CodeView, MAX_OFFSET, PackedWeight, integer_linear, integer_linear_reference, integer_matmul,
+    CodeView, ConvWindow, MAX_OFFSET, PackedFilter, PackedWeight, integer_conv,
+    integer_conv_reference, integer_linear, integer_linear_reference, integer_matmul,
     integer_matmul_reference, simulation_bound,
 };
 pub use metrics::{Difference, SQNR_EPSILON, sqnr_db};

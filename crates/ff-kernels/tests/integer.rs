@@ -223,6 +223,100 @@ proptest! {
     }
 }
 
+#[derive(Debug, Clone)]
+struct Conv {
+    batch: usize,
+    groups: usize,
+    depth: usize,
+    n_out: usize,
+    size: [usize; 2],
+    kernel: [usize; 2],
+    window: ConvWindow,
+    channels_last: bool,
+    x: Vec<i8>,
+    w: Vec<i8>,
+    x_params: (f32, f32),
+    w_params: (Vec<f32>, Option<Vec<f32>>),
+    bias: Option<Vec<f32>>,
+}
+
+fn conv() -> impl Strategy<Value = Conv> {
+    let counts = (0usize..3, 1usize..4, 0usize..9, 0usize..10);
+    let pair = |range: std::ops::Range<usize>| [range.clone(), range];
+    let sizes = (prop_oneof![8 => pair(1..14), 1 => Just([1, 90]), 1 => pair(0..3)], pair(1..5));
+    let padding = [pair(0..4), pair(0..4)];
+    let padding = prop_oneof![2 => padding, 1 => Just([[0; 2]; 2]), 1 => Just([[1; 2]; 2])];
+    let window = (pair(1..4), padding, prop_oneof![2 => Just([1; 2]), 1 => pair(1..4)]);
+    let window = prop_oneof![
+        3 => window,
+        1 => Just(([1; 2], [[0; 2]; 2], [1; 2])),
+    ];
+    (counts, sizes, window, any::<bool>()).prop_flat_map(
+        |((batch, groups, depth, per_group), (size, kernel), (stride, padding, dilation), last)| {
+            let n_out = groups * per_group;
+            let x = codes(batch * groups * depth * size[0] * size[1]);
+            let w = codes(n_out * depth * kernel[0] * kernel[1]);
+            let bias = prop::option::of(prop::collection::vec(-9f32..9.0, n_out));
+            (x, w, (scale(), offset()), parameters(n_out), bias).prop_map(
+                move |(x, w, x_params, w_params, bias)| Conv {
+                    batch,
+                    groups,
+                    depth,
+                    n_out,
+                    size,
+                    kernel,
+                    window: ConvWindow { stride, padding, dilation },
+                    channels_last: last,
+                    x,
+                    w,
+                    x_params,
+                    w_params,
+                    bias,
+                },
+            )
+        },
+    )
+}
+
+impl Conv {
+    /// The fast and the plain result, or the error of both.
+    fn run(&self) -> (Result<Vec<u32>, KernelError>, Result<Vec<u32>, KernelError>) {
+        let channels = self.groups * self.depth;
+        let [height, width] = self.size;
+        let strides = if self.channels_last {
+            [height * width * channels, 1, width * channels, channels]
+        } else {
+            [height * width * channels, height * width, width, 1]
+        };
+        let x = CodeView::strided(&self.x, [self.batch, channels, height, width], strides).unwrap();
+        let filter = [self.n_out, self.depth, self.kernel[0], self.kernel[1]];
+        let filter = CodeView::new(&self.w, filter).unwrap();
+        let packed = PackedFilter::new(filter, self.groups).unwrap();
+        let x_affine = Affine { scale: &[self.x_params.0], offset: Some(&[self.x_params.1]) };
+        let w_affine = affine(&self.w_params.0, &self.w_params.1);
+        let size = self.window.output_size(self.size, self.kernel).unwrap_or([0; 2]);
+        let mut fast = vec![f32::NAN; self.batch * self.n_out * size[0] * size[1]];
+        let mut plain = fast.clone();
+        let (window, bias) = (self.window, self.bias.as_deref());
+        let fast_result = integer_conv(x, x_affine, &packed, w_affine, window, bias, &mut fast);
+        let plain_result =
+            integer_conv_reference(x, x_affine, filter, w_affine, window, bias, &mut plain);
+        (fast_result.map(|()| bits(&fast)), plain_result.map(|()| bits(&plain)))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    #[test]
+    fn conv_equals_its_twin(case in conv()) {
+        // Without channels the twin cannot tell groups.
+        prop_assume!(case.depth > 0 || case.groups == 1);
+        let (fast, plain) = case.run();
+        prop_assert_eq!(fast, plain);
+    }
+}
+
 /// Codes without a pattern that the test could share with the code.
 fn noise(len: usize, mut seed: u64) -> Vec<i8> {
     let mut next = || {
@@ -234,6 +328,35 @@ fn noise(len: usize, mut seed: u64) -> Vec<i8> {
 
 fn with_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
+}
+
+/// Sizes that are cut into several chunks and panels.
+#[test]
+fn large_products_equal_their_twins() {
+    let (rows, n_in, n_out) = (150, 37, 1100);
+    let (a, w) = (noise(rows * n_in, 3), noise(n_out * n_in, 4));
+    let (a, w) =
+        (CodeView::new(&a, [rows, n_in]).unwrap(), CodeView::new(&w, [n_out, n_in]).unwrap());
+    let affine = Affine { scale: &[0.1], offset: Some(&[40.0]) };
+    let mut fast = vec![0.0; rows * n_out];
+    let mut plain = fast.clone();
+    integer_linear(a, affine, &PackedWeight::new(w), affine, None, &mut fast).unwrap();
+    integer_linear_reference(a, affine, w, affine, None, &mut plain).unwrap();
+    assert_eq!(bits(&fast), bits(&plain));
+
+    let (x, w) = (noise(32 * 30 * 31, 5), noise(8 * 32 * 9, 6));
+    let x = CodeView::new(&x, [1, 32, 30, 31]).unwrap();
+    let w = CodeView::new(&w, [8, 32, 3, 3]).unwrap();
+    let window = ConvWindow { padding: [[1; 2]; 2], ..Default::default() };
+    let far = Affine { scale: &[0.1], offset: Some(&[300.0]) };
+    for x_affine in [affine, far] {
+        let mut fast = vec![0.0; 8 * 30 * 31];
+        let mut plain = fast.clone();
+        let filter = PackedFilter::new(w, 1).unwrap();
+        integer_conv(x, x_affine, &filter, affine, window, None, &mut fast).unwrap();
+        integer_conv_reference(x, x_affine, w, affine, window, None, &mut plain).unwrap();
+        assert_eq!(bits(&fast), bits(&plain));
+    }
 }
 
 #[test]
@@ -253,7 +376,18 @@ fn threads_change_no_byte() {
         let a = CodeView::new(&a, [2, 150, n_in]).unwrap();
         let mut product = vec![0.0; 2 * 150 * 300];
         integer_matmul(a, a_affine, b, a_affine, &mut product).unwrap();
-        (bits(&out), bits(&product))
+        let filter = CodeView::new(&w[..16 * 64 * 9], [16, 64, 3, 3]).unwrap();
+        let filter = PackedFilter::new(filter, 1).unwrap();
+        let depthwise = CodeView::new(&w[..64 * 9], [64, 1, 3, 3]).unwrap();
+        let depthwise = PackedFilter::new(depthwise, 64).unwrap();
+        let x = CodeView::new(&w[..2 * 64 * 40 * 40], [2, 64, 40, 40]).unwrap();
+        let window = ConvWindow { padding: [[1; 2]; 2], ..Default::default() };
+        let far = Affine { scale: &[0.1], offset: Some(&[300.0]) };
+        let mut conv = vec![0.0; 2 * (16 + 64) * 40 * 40];
+        let (full, deep) = conv.split_at_mut(2 * 16 * 40 * 40);
+        integer_conv(x, far, &filter, a_affine, window, None, full).unwrap();
+        integer_conv(x, far, &depthwise, a_affine, window, None, deep).unwrap();
+        (bits(&out), bits(&product), bits(&conv))
     };
     let one = with_threads(1, run);
     assert_eq!(one, with_threads(2, run));
@@ -277,6 +411,21 @@ fn long_sums_go_on_in_64_bits() {
         let exact = n_in as i64 * (i64::from(qa) - 127) * (i64::from(qw) - 5);
         assert_eq!(out, [exact as f32; 6], "{qa} {qw}");
     }
+}
+
+#[test]
+fn long_sums_of_convolutions_go_on_in_64_bits() {
+    let depth = 2 * 65536 + 5;
+    let (x, w) = (vec![-128; depth * 2], vec![-128; depth * 5]);
+    let x = CodeView::new(&x, [1, depth, 1, 2]).unwrap();
+    let filter = CodeView::new(&w, [5, depth, 1, 1]).unwrap();
+    let filter = PackedFilter::new(filter, 1).unwrap();
+    let affine = Affine { scale: &[1.0], offset: Some(&[-9.0]) };
+    let window = ConvWindow { padding: [[0, 0], [1, 0]], ..Default::default() };
+    let mut out = [7.0; 15];
+    integer_conv(x, affine, &filter, affine, window, None, &mut out).unwrap();
+    let exact = (depth * 137 * 137) as f32;
+    assert_eq!(out, [0.0, exact, exact].repeat(5)[..]);
 }
 
 /// The largest sums that are finished in 32 bits, and the smallest that are not.
@@ -354,6 +503,27 @@ fn what_does_not_fit_is_named() {
         "sum of 40000 products of up to 16777215 by 16777089 may not fit 64-bit integers, needs \
          fewer terms or smaller offsets",
     );
+    let x = CodeView::new(&[1; 8], [1, 2, 2, 2]).unwrap();
+    let filter = CodeView::new(&[1; 18], [1, 2, 3, 3]).unwrap();
+    let filter = PackedFilter::new(filter, 1).unwrap();
+    let conv = |window, len| integer_conv(x, one, &filter, one, window, None, &mut vec![0.0; len]);
+    let padded = ConvWindow { padding: [[1, 1], [1, 0]], ..ConvWindow::default() };
+    conv(padded, 2).unwrap();
+    check_refused(conv(padded, 3), "output has 3 elements, expected 2");
+    check_refused(
+        conv(ConvWindow { padding: [[1, 1], [0, 0]], ..ConvWindow::default() }, 2),
+        "window of 3 along the width does not fit the padded input of 2",
+    );
+    check_refused(
+        conv(ConvWindow { stride: [1, 0], ..padded }, 2),
+        "stride is 0, must be at least 1",
+    );
+    let groups = |groups| {
+        PackedFilter::new(CodeView::new(&[1; 6], [6, 1, 1, 1]).unwrap(), groups).map(|_| ())
+    };
+    groups(3).unwrap();
+    check_refused(groups(4), "6 output channels cannot be dealt out to 4 groups");
+    check_refused(groups(0), "number of groups is 0, must be at least 1");
     let (x, y) = (CodeView::new(&[1; 6], [1, 2, 3]), CodeView::new(&[1; 6], [1, 2, 3]));
     check_refused(
         integer_matmul(x.unwrap(), one, y.unwrap(), one, &mut [0.0; 6]),

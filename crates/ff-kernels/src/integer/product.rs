@@ -1,6 +1,6 @@
 //! `u8 × i8 → i32`, exact on every machine.
 
-use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix, PackedBMatrix};
 use rten_tensor::NdTensorView;
 
 use super::buffer::Buffer;
@@ -11,6 +11,9 @@ pub(super) const MAX_TERMS: usize = 1 << 16;
 
 /// Right codes up to this magnitude need no splitting: `2·255·64 < 2^15`.
 const SAFE_RIGHT: u8 = 64;
+
+/// Left codes up to this need no splitting: `2·127·128 < 2^15`.
+const SAFE_LEFT: u8 = 127;
 
 /// The product of one machine.
 pub(super) struct Product {
@@ -25,6 +28,13 @@ pub(super) struct PackedRight {
     packed: PackedBMatrix<i8>,
     depth: usize,
     largest: u8,
+}
+
+/// Rows of a left operand as the product wants them: `low + 128·high`.
+#[derive(Clone)]
+pub(super) struct PackedLeft {
+    low: PackedAMatrix<u8>,
+    high: Option<PackedAMatrix<u8>>,
 }
 
 impl Product {
@@ -49,6 +59,53 @@ impl Product {
             NdTensorView::from_slice_with_strides(right.shape(), right.memory(), right.strides())
                 .expect("a CodeView lies inside of its memory");
         PackedRight { packed: self.executor.prepack_b(matrix), depth, largest }
+    }
+
+    /// Packs `left` (`[rows, depth]`, strided; both at least 1, depth at most [`MAX_TERMS`]).
+    pub(super) fn pack_left(&self, left: &[u8], shape: [usize; 2], stride: usize) -> PackedLeft {
+        let [rows, depth] = shape;
+        assert!((1..=MAX_TERMS).contains(&depth) && rows > 0);
+        let pack = |bytes: &[u8], stride| {
+            let matrix = NdTensorView::from_slice_with_strides(shape, bytes, [stride, 1])
+                .expect("the rows lie inside of the bytes");
+            self.executor.prepack_a(matrix)
+        };
+        let largest = left.chunks(stride).take(rows).flat_map(|row| &row[..depth]).max();
+        let fits = largest.is_some_and(|&u| u <= SAFE_LEFT);
+        if !self.saturates || fits {
+            return PackedLeft { low: pack(left, stride), high: None };
+        }
+        let mut part = Buffer::<u8>::take(rows * depth);
+        fill(&mut part, left, depth, stride, |byte| byte >> 7);
+        let high = Some(pack(&part, depth));
+        fill(&mut part, left, depth, stride, |byte| byte & 127);
+        PackedLeft { low: pack(&part, depth), high }
+    }
+
+    /// Writes `Σ_k left[i, k]·right[k, j]` into `out` (`[rows, columns]`).
+    pub(super) fn multiply_packed(
+        &self,
+        left: &PackedLeft,
+        right: CodeView<'_, 2>,
+        out: &mut [i32],
+    ) {
+        let right =
+            NdTensorView::from_slice_with_strides(right.shape(), right.memory(), right.strides())
+                .expect("a CodeView lies inside of its memory");
+        let gemm = |left: &PackedAMatrix<u8>, out: &mut [i32]| {
+            let (left, right) = (GemmInputA::Packed(left), GemmInputB::Unpacked(right));
+            self.executor
+                .gemm(out, left, right, GemmOptions::default())
+                .expect("shapes agree, and the left side was packed by the same kernel");
+        };
+        gemm(&left.low, out);
+        if let Some(left) = &left.high {
+            let mut high = Buffer::<i32>::take(out.len());
+            gemm(left, &mut high);
+            for (out, high) in out.iter_mut().zip(high.iter()) {
+                *out += 128 * high;
+            }
+        }
     }
 
     /// Writes `Σ_k left[i, first + k]·right[k, j]` into `out` (`[rows, columns]`), where `left` holds

@@ -1,8 +1,10 @@
 //! What cannot be seen from outside: the way around saturation on machines that have it not.
 
-use super::linear::Job;
 use super::product::Product;
-use super::{CodeView, PackedWeight, integer_linear_reference};
+use super::{
+    CodeView, ConvWindow, PackedFilter, PackedWeight, conv, integer_conv_reference,
+    integer_linear_reference, linear,
+};
 use crate::Affine;
 
 #[test]
@@ -22,8 +24,20 @@ fn splitting_for_machines_that_saturate_changes_nothing() {
         let weight = PackedWeight::pack(&product, w);
         let mut fast = vec![0.0; rows * n_out];
         let right = (weight.shape(), weight.range(), affine);
-        let job = Job::new((a, affine), right, None, &fast).unwrap();
+        let job = linear::Job::new((a, affine), right, None, &fast).unwrap();
         job.run(&product, a, &weight, None, &mut fast);
         assert_eq!(fast, plain, "{lo}..={hi}");
+
+        let x = CodeView::new(&a.memory()[..2 * 6 * 100], [2, 6, 10, 10]).unwrap();
+        let filter = CodeView::new(&w.memory()[..5 * 6 * 9], [5, 6, 3, 3]).unwrap();
+        let window = ConvWindow { padding: [[1; 2]; 2], ..Default::default() };
+        let mut plain = vec![0.0; 2 * 5 * 100];
+        integer_conv_reference(x, affine, filter, affine, window, None, &mut plain).unwrap();
+        let packed = PackedFilter::pack(&product, filter, 1).unwrap();
+        let mut fast = vec![0.0; plain.len()];
+        let job =
+            conv::Job::new((x, affine), (packed.kind(), affine), window, None, &fast).unwrap();
+        job.run(&product, x, &packed, &mut fast);
+        assert_eq!(fast, plain, "convolution, {lo}..={hi}");
     }
 }

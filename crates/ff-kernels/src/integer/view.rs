@@ -42,12 +42,13 @@ impl<'a, const N: usize> CodeView<'a, N> {
     /// Codes that lie `strides` apart.
     ///
     /// # Errors
-    /// A view that reaches past the end of `codes`.
+    /// A view that reaches past the end of `codes`, or has more elements than `usize` can count.
     pub fn strided(
         codes: &'a [i8],
         shape: [usize; N],
         strides: [usize; N],
     ) -> Result<Self, KernelError> {
+        elements(&shape)?;
         let needed = if shape.contains(&0) {
             0
         } else {
