@@ -64,7 +64,7 @@ enum Case {
 struct Shown {
     fields: Vec<ShownField>,
     /// The field that holds the aliases.
-    aliases: Option<ShownField>,
+    aliases: Option<Box<ShownField>>,
 }
 
 struct ShownField {
@@ -80,7 +80,7 @@ impl Shown {
     fn new(fields: &Fields) -> Result<Self> {
         let mut problems = Problems::default();
         let mut shown = Vec::new();
-        let mut aliases: Option<ShownField> = None;
+        let mut aliases: Option<Box<ShownField>> = None;
         let mut seen: HashMap<String, String> = HashMap::new();
         for (index, (field, member)) in fields.iter().zip(fields.members()).enumerate() {
             let Some(on_field) = problems.take(OnField::parse(&field.attrs)) else { continue };
@@ -95,7 +95,7 @@ impl Shown {
             if let Some(span) = on_field.aliases {
                 let ty = field.ty.clone();
                 let field = ShownField { member, binding, name: own_name.clone(), ty };
-                if let Some(first) = aliases.replace(field) {
+                if let Some(first) = aliases.replace(Box::new(field)) {
                     let message = format!(
                         "`{}` holds the aliases already, and a module has them once",
                         first.name
@@ -257,7 +257,7 @@ impl Body {
                 .collect(),
         };
         let fields = shown.iter().filter_map(|(constructor, shown)| {
-            let ShownField { member, binding, ty, .. } = shown.aliases.as_ref()?;
+            let ShownField { member, binding, ty, .. } = &**shown.aliases.as_ref()?;
             Some(quote! {
                 #constructor { #member: #binding, .. } => <#ty as #krate::module::field::HoldsAliases>::aliases(#binding),
             })
