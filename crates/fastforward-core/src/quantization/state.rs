@@ -1,9 +1,14 @@
 //! Quantizers on disk: `state.json` and `state.safetensors` (spec §7).
 //!
-//! The manifest names every slot that holds a quantizer: its names (sharing is one entry with several names), the class
-//! and settings of the quantizer, its tags, and the rule that put it there. The tensors file holds the parameters as
-//! `<slot>.scale` and `<slot>.offset`. Nothing in either file is executed.
+//! The manifest names every slot that holds a quantizer: its names (a shared slot is one entry with several names), the
+//! class and settings of the quantizer, its tags, and the rule that put it there. The tensors file holds the parameters as
+//! `<slot>.scale` and `<slot>.offset`. A quantizer that several slots hold is stored once, with the first of them; the
+//! others name that slot as `quantizer_of`, and after loading they hold one quantizer again. Nothing in either file is
+//! executed.
+//!
+//! Version 1 of the format has no `quantizer_of`; it is written where none is needed.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,8 +29,8 @@ use crate::quantization::quant_init::{InitializeOptions, OverwritePolicy};
 use crate::quantization::quantizer::{Quantizer, SlotUpdate, apply_updates};
 use crate::{Error, ErrorKind};
 
-/// The version of the format that is written, and the only one that is read.
-pub const STATE_VERSION: u32 = 1;
+/// The newest version of the format. All before it are read too, and written where they can hold the state.
+pub const STATE_VERSION: u32 = 2;
 
 const MANIFEST: &str = "state.json";
 const TENSORS: &str = "state.safetensors";
@@ -61,7 +66,11 @@ struct SlotState {
     tags: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<String>,
-    quantizer: QuantizerState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantizer: Option<QuantizerState>,
+    /// The first name of the slot whose quantizer this one holds too, in place of `quantizer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantizer_of: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -87,6 +96,8 @@ pub fn save_quantization_state(
     let mut slots = Vec::new();
     let mut tensors: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     let mut taken: HashSet<String> = HashSet::new();
+    // The slots that quantizers were met in first.
+    let mut owners: HashMap<*const (), String> = HashMap::new();
     for entry in named_slots(model) {
         let quantizer = entry.slot.quantizer();
         if quantizer.is_stub() {
@@ -98,38 +109,24 @@ pub fn save_quantization_state(
                 .push(format!("`{name}` is the name of two slots, which could not be told apart"));
             continue;
         }
-        let state = match quantizer.to_saved() {
-            None => {
-                problems.push(format!("`{name}`: {quantizer} has no saved form"));
-                continue;
-            }
-            Some(SavedQuantizer::Linear(_, None)) if !allow_unset => {
-                problems.push(format!("`{name}`: {quantizer} has no range yet"));
-                continue;
-            }
-            Some(SavedQuantizer::Linear(settings, parameters)) => {
-                let (is_set, has_offset) = match &parameters {
-                    Some(parameters) => (true, parameters.offset.is_some()),
-                    None => (false, false),
-                };
-                if let Some(AffineParameters { scale, offset, .. }) = parameters {
-                    tensors.insert(format!("{name}.scale"), scale);
-                    if let Some(offset) = offset {
-                        tensors.insert(format!("{name}.offset"), offset);
-                    }
-                }
-                QuantizerState::LinearQuantizer { settings, is_set, has_offset }
-            }
-            Some(SavedQuantizer::DynamicLinear(settings)) => {
-                QuantizerState::DynamicLinearQuantizer { settings }
-            }
-        };
-        slots.push(SlotState {
+        let mut slot = SlotState {
             tags: entry.slot.metadata().leaf_tags().iter().map(|t| t.as_str().to_owned()).collect(),
             rule: info.rules.get(&name).cloned(),
             names: entry.names,
-            quantizer: state,
-        });
+            quantizer: None,
+            quantizer_of: None,
+        };
+        match owners.entry(Arc::as_ptr(&quantizer).cast()) {
+            Entry::Occupied(owner) => slot.quantizer_of = Some(owner.get().clone()),
+            Entry::Vacant(unowned) => {
+                match QuantizerState::of(&name, &*quantizer, allow_unset, &mut tensors) {
+                    Ok(state) => slot.quantizer = Some(state),
+                    Err(problem) => problems.push(problem),
+                }
+                unowned.insert(name);
+            }
+        }
+        slots.push(slot);
     }
     if !problems.is_empty() {
         return Err(Error::of_problems(ErrorKind::State, "quantizers cannot be saved", &problems));
@@ -137,7 +134,11 @@ pub fn save_quantization_state(
     let bytes = tensor_bytes(&tensors)?;
     let manifest = Manifest {
         tensors_sha256: sha256_of(&bytes),
-        version: STATE_VERSION,
+        version: if slots.iter().any(|slot| slot.quantizer_of.is_some()) {
+            STATE_VERSION
+        } else {
+            1
+        },
         fastforward_version: env!("CARGO_PKG_VERSION").to_owned(),
         info: info.clone(),
         slots,
@@ -152,6 +153,39 @@ pub fn save_quantization_state(
         .map_err(|source| Error::new(ErrorKind::State, source.to_string()).with_source(source))?;
     text.push('\n');
     write_whole(&folder.join(MANIFEST), |out| out.write_all(text.as_bytes()))
+}
+
+impl QuantizerState {
+    /// What is saved of the quantizer of a slot; its parameters go to `tensors`. Fails with a problem that names the slot.
+    fn of(
+        name: &str,
+        quantizer: &dyn Quantizer,
+        allow_unset: bool,
+        tensors: &mut BTreeMap<String, Vec<f32>>,
+    ) -> Result<Self, String> {
+        match quantizer.to_saved() {
+            None => Err(format!("`{name}`: {quantizer} has no saved form")),
+            Some(SavedQuantizer::Linear(_, None)) if !allow_unset => {
+                Err(format!("`{name}`: {quantizer} has no range yet"))
+            }
+            Some(SavedQuantizer::Linear(settings, parameters)) => {
+                let (is_set, has_offset) = match &parameters {
+                    Some(parameters) => (true, parameters.offset.is_some()),
+                    None => (false, false),
+                };
+                if let Some(AffineParameters { scale, offset, .. }) = parameters {
+                    tensors.insert(format!("{name}.scale"), scale);
+                    if let Some(offset) = offset {
+                        tensors.insert(format!("{name}.offset"), offset);
+                    }
+                }
+                Ok(Self::LinearQuantizer { settings, is_set, has_offset })
+            }
+            Some(SavedQuantizer::DynamicLinear(settings)) => {
+                Ok(Self::DynamicLinearQuantizer { settings })
+            }
+        }
+    }
 }
 
 fn tensor_bytes(tensors: &BTreeMap<String, Vec<f32>>) -> Result<Vec<u8>, Error> {
@@ -192,9 +226,9 @@ pub fn load_quantization_state(
     let text = read(&manifest_path)?;
     let version: Version =
         serde_json::from_slice(&text).map_err(|source| wrong(source.to_string()))?;
-    if version.version != STATE_VERSION {
+    if !(1..=STATE_VERSION).contains(&version.version) {
         return Err(wrong(format!(
-            "version {} of the format, expected {STATE_VERSION}",
+            "version {} of the format, expected 1 to {STATE_VERSION}",
             version.version
         )));
     }
@@ -220,15 +254,36 @@ pub fn load_quantization_state(
         .collect();
     let (mut problems, mut occupied, mut updates) = (Vec::new(), Vec::new(), Vec::new());
     let mut filled: HashSet<usize> = HashSet::new();
+    let owned = restore_owned(&manifest.slots, &mut tensors, &mut problems);
     for saved in &manifest.slots {
         let Some(name) = saved.names.first() else {
             problems.push("a slot has no name".to_owned());
             continue;
         };
-        let quantizer = match restore(name, &saved.quantizer, &mut tensors) {
-            Ok(quantizer) => quantizer,
-            Err(error) => {
-                problems.push(error.to_string());
+        let owner = match (&saved.quantizer, &saved.quantizer_of) {
+            (Some(_), None) => name,
+            (None, Some(owner)) if manifest.version > 1 => owner,
+            (None, Some(_)) => {
+                problems.push(format!("`{name}`: version 1 of the format has no `quantizer_of`"));
+                continue;
+            }
+            (None, None) => {
+                problems.push(format!("`{name}` has neither `quantizer` nor `quantizer_of`"));
+                continue;
+            }
+            (Some(_), Some(_)) => {
+                problems.push(format!("`{name}` has both `quantizer` and `quantizer_of`"));
+                continue;
+            }
+        };
+        let quantizer = match owned.get(owner.as_str()) {
+            Some(Some(quantizer)) => Arc::clone(quantizer),
+            // What is wrong with it is said already.
+            Some(None) => continue,
+            None => {
+                problems.push(format!(
+                    "`{name}` holds the quantizer of `{owner}`, which the state does not hold"
+                ));
                 continue;
             }
         };
@@ -340,6 +395,26 @@ fn check_tiles(quantizer: &Arc<dyn Quantizer>, shape: Option<&[usize]>) -> Resul
         )),
         _ => Ok(()),
     }
+}
+
+/// The quantizers in a manifest by the names of the slots they are stored with, `None` for one that is damaged.
+fn restore_owned<'s>(
+    slots: &'s [SlotState],
+    tensors: &mut BTreeMap<String, Vec<f32>>,
+    problems: &mut Vec<String>,
+) -> HashMap<&'s str, Option<Arc<dyn Quantizer>>> {
+    let mut owned = HashMap::new();
+    for slot in slots {
+        let (Some(name), Some(state)) = (slot.names.first(), &slot.quantizer) else { continue };
+        if owned.contains_key(name.as_str()) {
+            // That the slot occurs twice is found when it is to be filled.
+            continue;
+        }
+        let restored = restore(name, state, tensors);
+        let quantizer = restored.map_err(|error| problems.push(error.to_string())).ok();
+        owned.insert(name.as_str(), quantizer);
+    }
+    owned
 }
 
 fn restore(

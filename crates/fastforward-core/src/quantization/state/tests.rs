@@ -93,13 +93,42 @@ fn a_state_that_does_not_fit_is_refused_and_changes_nothing() {
         assert_eq!(kind, ErrorKind::State, "{message}");
         assert!(message.contains(expected), "{message}");
     }
-    check(|m| m["version"] = json!(2), "version 2 of the format");
+    check(|m| m["version"] = json!(3), "version 3 of the format, expected 1 to 2");
+    check(|m| m["version"] = json!(0), "version 0 of the format, expected 1 to 2");
     check(|m| m["model"] = json!("n"), "for model `n`, expected `m`");
     check(|m| m["slots"][1]["names"] = json!(["z"]), "tensor `z.scale` is missing");
     check(|m| m["slots"][2]["names"] = json!(["z"]), "the model has no slot `z`");
     check(|m| m["slots"][2]["names"] = json!([]), "a slot has no name");
     check(|m| m["slots"][0]["names"] = json!(["w", "x"]), "shared with [\"x\"]");
     check(|m| m["slots"][1]["names"] = json!(["x", "y"]), "shared with [\"y\"]");
+    let of = |owner: &str| {
+        let owner = owner.to_owned();
+        move |m: &mut Value| {
+            m["version"] = json!(2);
+            let slot = m["slots"][2].as_object_mut().unwrap();
+            slot.remove("quantizer");
+            slot.insert("quantizer_of".to_owned(), json!(owner));
+        }
+    };
+    check(of("z"), "`y` holds the quantizer of `z`, which the state does not hold");
+    check(of("y"), "`y` holds the quantizer of `y`, which the state does not hold");
+    check(
+        |m| {
+            of("x")(m);
+            m["version"] = json!(1);
+        },
+        "`y`: version 1 of the format has no `quantizer_of`",
+    );
+    check(
+        |m| m["slots"][2]["quantizer_of"] = json!("x"),
+        "`y` has both `quantizer` and `quantizer_of`",
+    );
+    check(
+        |m| {
+            m["slots"][2].as_object_mut().unwrap().remove("quantizer");
+        },
+        "`y` has neither `quantizer` nor `quantizer_of`",
+    );
     check(|m| m["slots"][0]["quantizer"]["has_offset"] = json!(true), "`w.offset` is missing");
     check(|m| m["slots"][1]["quantizer"]["is_set"] = json!(false), "unexpected tensor `x.scale`");
     check(|m| m["slots"][0]["quantizer"]["class"] = json!("Other"), "unknown variant `Other`");
@@ -227,4 +256,77 @@ fn tensors_of_another_save_are_refused() {
     .unwrap_err();
     assert!(error.to_string().ends_with("the two belong together"), "{error}");
     assert!(slot.is_stub());
+}
+
+#[test]
+fn a_quantizer_in_two_slots_is_stored_once_and_shared_again() {
+    let slots = || {
+        let slot = QuantizerSlot::input;
+        Slots(vec![("b", slot()), ("a", slot()), ("alone", slot())])
+    };
+    let model = slots();
+    let quantizer = || {
+        let quantizer = LinearQuantizer::new(LinearQuantizerConfig::new(8)).unwrap();
+        quantizer.set_quantization_range(&[-1.0], &[1.0]).unwrap();
+        Arc::new(quantizer)
+    };
+    let shared = quantizer();
+    model.0[0].1.replace(Arc::clone(&shared) as Arc<dyn Quantizer>);
+    model.0[1].1.replace(shared);
+    model.0[2].1.replace(quantizer());
+    let folder = saved(&model);
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(folder.path().join(MANIFEST)).unwrap()).unwrap();
+    assert_eq!(manifest["version"], json!(2));
+    assert_eq!(manifest["slots"][1]["quantizer_of"], json!("b"));
+    let path = folder.path().join(TENSORS);
+    let tensors = read_tensors(&path, &fs::read(&path).unwrap()).unwrap();
+    assert_eq!(tensors.keys().collect::<Vec<_>>(), ["alone.scale", "b.scale"]);
+
+    let restored = slots();
+    load(&restored, folder.path()).unwrap();
+    let held: Vec<_> = restored.0.iter().map(|(_, slot)| slot.quantizer()).collect();
+    assert!(Arc::ptr_eq(&held[0], &held[1]) && !Arc::ptr_eq(&held[0], &held[2]));
+    assert_eq!(states(&model), states(&restored));
+    assert_eq!(restored.0[1].1.label().as_deref(), Some("a"));
+
+    // A slot that is kept does not take the shared quantizer; the other does.
+    let other = Slots(vec![
+        ("b", QuantizerSlot::input()),
+        ("a", QuantizerSlot::input()),
+        ("alone", QuantizerSlot::input()),
+        ("more", QuantizerSlot::input()),
+    ]);
+    other.0[1].1.replace(quantizer());
+    let options =
+        InitializeOptions { overwrite_policy: OverwritePolicy::Skip, ..Default::default() };
+    let kept = other.0[1].1.quantizer();
+    load_quantization_state(&other, folder.path(), None, options).unwrap();
+    assert!(other.0[1].1.holds(&kept) && !other.0[0].1.is_stub());
+}
+
+#[test]
+fn what_shares_nothing_is_version_1() {
+    let folder = saved(&filled());
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(folder.path().join(MANIFEST)).unwrap()).unwrap();
+    assert_eq!(manifest["version"], json!(1));
+}
+
+#[test]
+fn a_shared_quantizer_without_a_range_is_named_once() {
+    let quantizer: Arc<dyn Quantizer> =
+        Arc::new(LinearQuantizer::new(LinearQuantizerConfig::new(8)).unwrap());
+    let model = Slots(vec![("a", QuantizerSlot::input()), ("b", QuantizerSlot::input())]);
+    model.0.iter().for_each(|(_, slot)| drop(slot.replace(Arc::clone(&quantizer))));
+    let folder = TempDir::new().unwrap();
+    let save = |allow_unset| {
+        save_quantization_state(&model, folder.path(), &StateInfo::default(), allow_unset)
+    };
+    let message = save(false).unwrap_err().to_string();
+    assert!(message.contains("`a`") && !message.contains("`b`"), "{message}");
+    save(true).unwrap();
+    let model = Slots(vec![("a", QuantizerSlot::input()), ("b", QuantizerSlot::input())]);
+    load_quantization_state(&model, folder.path(), None, InitializeOptions::default()).unwrap();
+    assert!(model.0[0].1.holds(&model.0[1].1.quantizer()));
 }
