@@ -78,6 +78,22 @@ fn matmul_i8(bencher: Bencher, shape: Shape) {
     });
 }
 
+/// The bare product of [`linear_i8`], without finishing: its ceiling.
+#[divan::bench(args = SHAPES)]
+fn product_u8_rten(bencher: Bencher, shape: Shape) {
+    let a: Vec<u8> = codes(shape.rows * shape.n_in).into_iter().map(i8::cast_unsigned).collect();
+    let w = codes(shape.n_out * shape.n_in);
+    let executor = GemmExecutor::<u8, i8, i32>::default();
+    let weight = NdTensorView::from_data([shape.n_out, shape.n_in], &w[..]);
+    let packed = executor.prepack_b(weight.transposed());
+    let mut out = vec![0; shape.rows * shape.n_out];
+    bencher.counter(shape.operations()).bench_local(|| {
+        let a = NdTensorView::from_data([shape.rows, shape.n_in], black_box(&a[..]));
+        let (a, weight) = (GemmInputA::Unpacked(a), GemmInputB::Packed(&packed));
+        executor.gemm(&mut out, a, weight, GemmOptions::default()).unwrap();
+    });
+}
+
 #[divan::bench(args = SHAPES)]
 fn linear_f32_rten(bencher: Bencher, shape: Shape) {
     let (a, w) = (floats(shape.rows * shape.n_in), floats(shape.n_out * shape.n_in));

@@ -56,7 +56,7 @@ pub fn integer_conv(
     out: &mut [f32],
 ) -> Result<(), KernelError> {
     let job = Job::new((x, x_affine), (filter.kind(), w_affine), window, bias, out)?;
-    job.run(&Product::new(), x, filter, out);
+    job.run(&Product::shared(), x, filter, out);
     Ok(())
 }
 

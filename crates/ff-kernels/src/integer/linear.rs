@@ -33,7 +33,7 @@ pub fn integer_linear(
     out: &mut [f32],
 ) -> Result<(), KernelError> {
     let job = Job::new((a, a_affine), (weight.shape(), weight.range(), w_affine), bias, out)?;
-    job.run(&Product::new(), a, weight, bias, out);
+    job.run(&Product::shared(), a, weight, bias, out);
     Ok(())
 }
 
@@ -72,7 +72,7 @@ pub fn integer_linear_reference(
 }
 
 /// Rows that are worked on together.
-const ROWS: usize = 128;
+const ROWS: usize = 64;
 
 /// Operands that were checked.
 pub(super) struct Job {
@@ -129,7 +129,7 @@ pub(super) fn rows<S: Sum>(
         return;
     }
     let columns = Columns::<S>::new(weight.sums(), right, bias);
-    out.par_chunks_mut(ROWS * n_out).enumerate().for_each(|(chunk, out)| {
+    let chunk_of_rows = |(chunk, out): (usize, &mut [f32])| {
         let a = a.rows(chunk * ROWS, out.len() / n_out);
         let [n_rows, n_in] = a.shape();
         let mut bytes = Buffer::<u8>::take(n_rows * n_in);
@@ -170,7 +170,13 @@ pub(super) fn rows<S: Sum>(
             }
             first += width;
         }
-    });
+    };
+    if out.len() <= ROWS * n_out {
+        // Waking a thread for a single row would cost more than the row.
+        chunk_of_rows((0, out));
+    } else {
+        out.par_chunks_mut(ROWS * n_out).enumerate().for_each(chunk_of_rows);
+    }
 }
 
 /// Writes `code + 128` for the codes of a row that has some.

@@ -39,7 +39,7 @@ pub fn integer_matmul(
     out: &mut [f32],
 ) -> Result<(), KernelError> {
     let job = Job::new((left, left_affine), (right, right_affine), out)?;
-    job.run(&Product::new(), left, right, out);
+    job.run(&Product::shared(), left, right, out);
     Ok(())
 }
 

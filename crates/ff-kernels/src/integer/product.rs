@@ -1,5 +1,7 @@
 //! `u8 × i8 → i32`, exact on every machine.
 
+use std::rc::Rc;
+
 use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix, PackedBMatrix};
 use rten_tensor::NdTensorView;
 
@@ -38,7 +40,13 @@ pub(super) struct PackedLeft {
 }
 
 impl Product {
-    pub(super) fn new() -> Self {
+    /// This thread's product: asking a virtual machine for its features takes as long as a small layer.
+    pub(super) fn shared() -> Rc<Self> {
+        thread_local!(static PRODUCT: Rc<Product> = Rc::new(Product::new()));
+        PRODUCT.with(Rc::clone)
+    }
+
+    fn new() -> Self {
         let executor = GemmExecutor::<u8, i8, i32>::default();
         let saturates = executor.may_saturate();
         Product { executor, saturates }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::product::{MAX_TERMS, PackedRight, Product};
 use super::view::CodeView;
+use crate::simd::{Vectorized, dispatch};
 
 /// Weight codes `[out, in]`, packed for [`integer_linear`](super::integer_linear).
 ///
@@ -50,7 +51,7 @@ impl PackedWeight {
     /// # Ok::<(), ff_kernels::KernelError>(())
     /// ```
     pub fn new(weight: CodeView<'_, 2>) -> Self {
-        Self::pack(&Product::new(), weight)
+        Self::pack(&Product::shared(), weight)
     }
 
     pub(super) fn pack(product: &Product, weight: CodeView<'_, 2>) -> Self {
@@ -99,40 +100,57 @@ impl fmt::Debug for PackedWeight {
 
 /// The lowest and highest code of a right operand (`[depth, columns]`), and the sum of each column.
 pub(super) fn survey(right: CodeView<'_, 2>) -> ((i8, i8), Vec<i64>) {
-    let [depth, columns] = right.shape();
-    let memory = right.memory();
-    let (mut lo, mut hi) = (i8::MAX, i8::MIN);
-    let mut sums = vec![0i64; columns];
-    if depth == 0 || columns == 0 {
-        return ((0, 0), sums);
-    }
-    let mut narrow = vec![0i32; columns];
-    if right.strides()[1] == 1 {
-        for k in 0..depth {
-            let row = &memory[right.at([k, 0])..][..columns];
-            for (sum, &code) in narrow.iter_mut().zip(row) {
-                *sum += i32::from(code);
-                (lo, hi) = (lo.min(code), hi.max(code));
+    dispatch(Survey(right))
+}
+
+struct Survey<'a>(CodeView<'a, 2>);
+
+impl Vectorized for Survey<'_> {
+    type Output = ((i8, i8), Vec<i64>);
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let [depth, columns] = self.0.shape();
+        let [down, across] = self.0.strides();
+        let mut sums = vec![0i64; columns];
+        if depth == 0 || columns == 0 {
+            return ((0, 0), sums);
+        }
+        let memory = self.0.memory();
+        let (mut lo, mut hi) = (i8::MAX, i8::MIN);
+        if across == 1 {
+            let mut narrow = vec![0i32; columns];
+            for k in 0..depth {
+                let row = &memory[k * down..][..columns];
+                lo = row.iter().fold(lo, |lo, &code| lo.min(code));
+                hi = row.iter().fold(hi, |hi, &code| hi.max(code));
+                for (sum, &code) in narrow.iter_mut().zip(row) {
+                    *sum += i32::from(code);
+                }
+                // Sums of 2^23 codes are at most 2^30.
+                if k + 1 == depth || (k + 1).is_multiple_of(1 << 23) {
+                    for (sum, narrow) in sums.iter_mut().zip(&mut narrow) {
+                        *sum += i64::from(std::mem::take(narrow));
+                    }
+                }
             }
-            // 2^23 codes of at most 128 are the most that 32 bits hold.
-            if k + 1 == depth || (k + 1).is_multiple_of(1 << 23) {
-                for (sum, narrow) in sums.iter_mut().zip(&mut narrow) {
-                    *sum += i64::from(std::mem::take(narrow));
+        } else if down == 1 {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                for column in memory[j * across..][..depth].chunks(1 << 16) {
+                    lo = column.iter().fold(lo, |lo, &code| lo.min(code));
+                    hi = column.iter().fold(hi, |hi, &code| hi.max(code));
+                    *sum += i64::from(column.iter().map(|&code| i32::from(code)).sum::<i32>());
+                }
+            }
+        } else {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                for k in 0..depth {
+                    let code = memory[k * down + j * across];
+                    *sum += i64::from(code);
+                    (lo, hi) = (lo.min(code), hi.max(code));
                 }
             }
         }
-    } else {
-        for (j, sum) in sums.iter_mut().enumerate() {
-            let mut take = |code: i8| {
-                *sum += i64::from(code);
-                (lo, hi) = (lo.min(code), hi.max(code));
-            };
-            if right.strides()[0] == 1 {
-                memory[right.at([0, j])..][..depth].iter().copied().for_each(take);
-            } else {
-                (0..depth).for_each(|k| take(memory[right.at([k, j])]));
-            }
-        }
+        ((lo, hi), sums)
     }
-    ((lo, hi), sums)
 }

@@ -48,7 +48,7 @@ impl PackedFilter {
     /// # Errors
     /// Output channels that are not a multiple of the groups; no group.
     pub fn new(filter: CodeView<'_, 4>, groups: usize) -> Result<Self, KernelError> {
-        Self::pack(&Product::new(), filter, groups)
+        Self::pack(&Product::shared(), filter, groups)
     }
 
     pub(in crate::integer) fn pack(
