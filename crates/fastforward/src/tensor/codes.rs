@@ -80,6 +80,17 @@ impl CodeTensor {
         self.to_contiguous().to_i32()
     }
 
+    /// The codes of at most 8 bits, if they lie in row-major order.
+    pub(crate) fn as_i8(&self) -> Result<&[i8]> {
+        match (&*self.codes, self.layout.contiguous_offsets()) {
+            (Codes::I8(codes), Some((start, end))) => Ok(&codes[start..end]),
+            _ => Err(Error::new(
+                ErrorKind::InvalidData,
+                "expected codes of at most 8 bits in row-major order",
+            )),
+        }
+    }
+
     /// The same codes in row-major order.
     pub fn contiguous(&self) -> Self {
         match self.to_contiguous() {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor};
-use ff_kernels::Tiling;
+use ff_kernels::{CodeView, PackedWeight, Tiling};
 
 use super::codes::CodeTensor;
 use super::context::QuantizationContext;
@@ -51,6 +51,8 @@ struct Inner {
     codes: OnceLock<CodeTensor>,
     /// On the grid, of the context's type, with history if gradients are recorded.
     values: OnceLock<Tensor>,
+    /// The codes as integer products take a weight.
+    packed: OnceLock<PackedWeight>,
 }
 
 impl QuantizedTensor {
@@ -131,7 +133,8 @@ impl QuantizedTensor {
         let once = |codes: Option<CodeTensor>| codes.map_or_else(OnceLock::new, OnceLock::from);
         let device = values.as_ref().map_or(Device::Cpu, |values| values.device().clone());
         let values = values.map_or_else(OnceLock::new, OnceLock::from);
-        Self(Arc::new(Inner { context, device, codes: once(codes), values }))
+        let packed = OnceLock::new();
+        Self(Arc::new(Inner { context, device, codes: once(codes), values, packed }))
     }
 
     /// The integer codes.
@@ -145,6 +148,24 @@ impl QuantizedTensor {
         // Requantizing what is on the grid finds its codes again.
         let codes = make_codes(&self.dequantize()?.detach(), &self.0.context)?;
         Ok(self.0.codes.get_or_init(|| codes))
+    }
+
+    /// The codes of a weight `[out, in]`, rearranged once for integer products.
+    pub(crate) fn packed(&self) -> Result<&PackedWeight> {
+        if let Some(packed) = self.0.packed.get() {
+            return Ok(packed);
+        }
+        let &[n_out, n_in] = self.dims() else {
+            return Err(Error::operator(
+                "linear",
+                format_args!("weight has shape {:?}, expected [out, in]", self.dims()),
+            ));
+        };
+        let codes = self.codes()?.contiguous();
+        let view = CodeView::new(codes.as_i8()?, [n_out, n_in])
+            .map_err(|error| Error::new(ErrorKind::InvalidData, error.to_string()))?;
+        let packed = PackedWeight::new(view);
+        Ok(self.0.packed.get_or_init(|| packed))
     }
 
     /// The codes if they are there already.

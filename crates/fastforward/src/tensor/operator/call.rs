@@ -42,6 +42,11 @@ impl<'a> Output<'a> {
         self.slot.is_none_or(QuantizerSlot::is_stub)
     }
 
+    /// Whether strict mode has nothing to say against a missing output quantizer.
+    pub(super) fn allows_any(&self) -> bool {
+        self.slot.is_some() || !self.is_strict()
+    }
+
     /// Whether strict mode holds: as the call says, else the slot, else the thread. There is none in export mode.
     fn is_strict(&self) -> bool {
         let slot = || self.slot.and_then(QuantizerSlot::strictness);
