@@ -41,7 +41,7 @@ pub(super) fn of_node(node: &NodeProto, weight_rank: Option<usize>) -> Class {
 fn layer_of(node: &NodeProto, weight_rank: Option<usize>) -> Option<Class> {
     // One extent per axis that a window moves along.
     let window = || {
-        let attribute = node.attribute.iter().find(|one| one.name() == "kernel_shape")?;
+        let attribute = node.find_attribute("kernel_shape")?;
         Some(attribute.ints.len())
     };
     Some(match (node.op_type(), weight_rank) {
@@ -307,3 +307,49 @@ const STANDARD_OPERATORS: &[&str] = &[
     "Where",
     "Xor",
 ];
+
+#[cfg(test)]
+mod tests {
+    use fastforward_core::quantization::quant_init::default_context;
+
+    use super::*;
+    use crate::proto;
+
+    /// What a query names on a model in code is what it names on a graph.
+    #[test]
+    fn nodes_are_the_layers_of_the_library_under_their_usual_names() {
+        let context = default_context();
+        let pool = |op_type, kernel: &[i64]| {
+            let mut node = proto::node(op_type, "n", &["x"], &["y"]);
+            node.attribute = vec![proto::attribute_ints("kernel_shape", kernel)];
+            node
+        };
+        let node = |op_type| proto::node(op_type, "n", &["x", "w"], &["y"]);
+        for (node, weight_rank, name) in [
+            (node("Gemm"), Some(2), "ff.nn.QuantizedLinear"),
+            (node("Conv"), Some(4), "torch.nn.Conv2d"),
+            (node("BatchNormalization"), None, "torch.nn.BatchNorm1d"),
+            (node("RMSNormalization"), None, "torch.nn.RMSNorm"),
+            (node("Relu"), None, "ff.nn.QuantizedRelu"),
+            (node("Softmax"), None, "torch.nn.Softmax"),
+            (pool("MaxPool", &[3, 3]), None, "torch.nn.MaxPool2d"),
+            (pool("AveragePool", &[3]), None, "AvgPool1d"),
+        ] {
+            let class = of_node(&node, weight_rank);
+            assert!(class.is_a(context.class(name).unwrap()), "{name}");
+            assert!(class.is_a(operator(node.op_type())), "{name}");
+            assert_eq!(class.name(), node.op_type());
+        }
+        assert_eq!(of_node(&node("MatMul"), None), operator("MatMul"));
+        assert_eq!(of_node(&node("MaxPool"), None), operator("MaxPool"));
+    }
+
+    #[test]
+    fn no_name_means_two_things_but_short_names_of_operators() {
+        let context = default_context();
+        for (name, class) in names() {
+            let other = context.class(name).filter(|&other| other != class);
+            assert!(other.is_none() || name == class.name(), "{name}: {other:?} and {class:?}");
+        }
+    }
+}
