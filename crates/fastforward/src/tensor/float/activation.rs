@@ -102,12 +102,12 @@ elementwise! {
     /// ```
     relu = Relu,
         |x| x.larger(T::ZERO),
-        |_x, y| if y > T::ZERO { T::ONE } else { T::ZERO };
+        |_x, y| if y <= T::ZERO { T::ZERO } else { T::ONE };
 
     /// `min(max(x, 0), 6)`; NaN stays NaN. The derivative at 0 and 6 is 0.
     relu6 = Relu6,
         |x| if x > T::of(6.0) { T::of(6.0) } else { x.larger(T::ZERO) },
-        |x, _y| if x > T::ZERO && x < T::of(6.0) { T::ONE } else { T::ZERO };
+        |x, _y| if x <= T::ZERO || x >= T::of(6.0) { T::ZERO } else { T::ONE };
 
     /// `1 / (1 + exp(-x))`
     sigmoid = Sigmoid, |x| x.sigmoid(), |_x, y| y * (T::ONE - y);
@@ -405,8 +405,9 @@ mod tests {
 
     #[test]
     fn gradients_at_kinks_are_pytorchs() {
-        check_gradient_at(relu, &[(-1.0, 0.0), (0.0, 0.0), (-0.0, 0.0), (1.0, 1.0)]);
-        check_gradient_at(relu6, &[(0.0, 0.0), (3.0, 1.0), (6.0, 0.0), (7.0, 0.0)]);
+        let nan = f32::NAN;
+        check_gradient_at(relu, &[(-1.0, 0.0), (0.0, 0.0), (-0.0, 0.0), (1.0, 1.0), (nan, 1.0)]);
+        check_gradient_at(relu6, &[(0.0, 0.0), (3.0, 1.0), (6.0, 0.0), (7.0, 0.0), (nan, 1.0)]);
         check_gradient_at(|x| leaky_relu(x, 0.5), &[(0.0, 0.5), (1.0, 1.0)]);
         check_gradient_at(
             hardswish,
@@ -430,11 +431,13 @@ mod tests {
         check(relu(&x), [0.0, 0.0, 0.0, 100.0, inf, nan]);
         check(relu6(&x), [0.0, 0.0, 0.0, 6.0, 6.0, nan]);
         check(silu(&x), [nan, 0.0, 0.0, 100.0, inf, nan]);
-        check(sigmoid(&x), [0.0, f64::from((-100f32).exp()), 0.5, 1.0, 1.0, nan]);
+        check(sigmoid(&x), [0.0, 0.0, 0.5, 1.0, 1.0, nan]);
         check(exp(&x), [0.0, f64::from((-100f32).exp()), 1.0, inf, inf, nan]);
         check(tanh(&x), [-1.0, -1.0, 0.0, 1.0, 1.0, nan]);
         check(clamp(&x, Some(2.0), Some(1.0)), [1.0, 1.0, 1.0, 1.0, 1.0, nan]);
         check(sqrt(&x), [nan, nan, 0.0, 10.0, inf, nan]);
+        let zero = sin(&Tensor::new(&[-0f32], &Device::Cpu).unwrap()).unwrap();
+        assert!(zero.to_vec1::<f32>().unwrap()[0].is_sign_negative());
     }
 
     #[test]
