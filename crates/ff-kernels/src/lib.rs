@@ -38,6 +38,7 @@ mod grid;
 mod tiling;
 
 mod affine;
+mod conv;
 mod dynamic;
 mod integer;
 mod metrics;
@@ -53,6 +54,7 @@ pub use affine::{
     Affine, Gradients, dequantize, dequantize_reference, fake_quantize, fake_quantize_backward,
     fake_quantize_backward_reference, fake_quantize_reference, quantize, quantize_reference,
 };
+pub use conv::{ConvShape, Real, channel_sums, conv, conv_transposed, conv_weight_gradient};
 pub use dynamic::{dynamic_fake_quantize, dynamic_parameters, dynamic_quantize};
 pub use error::{AxisMismatch, KernelError, KernelErrorKind};
 pub use grid::{Code, IntegerGrid};

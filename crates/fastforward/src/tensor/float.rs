@@ -7,6 +7,7 @@
 
 mod activation;
 mod arithmetic;
+mod conv;
 mod linear;
 mod norm;
 mod reduce;
@@ -17,6 +18,7 @@ mod custom;
 mod parallel;
 mod real;
 mod shape;
+mod spatial;
 #[cfg(test)]
 mod testing;
 
@@ -25,6 +27,10 @@ pub use activation::{
     rsqrt, sigmoid, silu, sin, sqrt, tanh,
 };
 pub use arithmetic::{Operand, add, div, mul, sub};
+pub use conv::{
+    Conv, ConvTranspose, Padding, conv_transpose1d, conv_transpose2d, conv_transpose3d, conv1d,
+    conv2d, conv3d,
+};
 pub use linear::{bmm, linear, matmul, mm};
 pub use norm::{group_norm, layer_norm, rms_norm};
 pub use softmax::{log_softmax, softmax};
