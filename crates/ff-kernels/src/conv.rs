@@ -67,27 +67,41 @@ pub(crate) mod num {
         + Default
         + Send
         + Sync
-        + PartialEq
+        + PartialOrd
         + Add<Output = Self>
         + Mul<Output = Self>
         + AddAssign
         + 'static
     {
+        /// Less than every other number.
+        const LOWEST: Self;
         /// `self · factor + sum`, rounded once.
         fn fused(self, factor: Self, sum: Self) -> Self;
+        /// `self / count`.
+        fn over(self, count: usize) -> Self;
     }
 
     impl Real for f32 {
+        const LOWEST: f32 = f32::NEG_INFINITY;
         #[inline(always)]
         fn fused(self, factor: f32, sum: f32) -> f32 {
             self.mul_add(factor, sum)
         }
+        #[inline(always)]
+        fn over(self, count: usize) -> f32 {
+            self / count as f32
+        }
     }
 
     impl Real for f64 {
+        const LOWEST: f64 = f64::NEG_INFINITY;
         #[inline(always)]
         fn fused(self, factor: f64, sum: f64) -> f64 {
             self.mul_add(factor, sum)
+        }
+        #[inline(always)]
+        fn over(self, count: usize) -> f64 {
+            self / count as f64
         }
     }
 

@@ -44,6 +44,7 @@ mod integer;
 mod metrics;
 mod onnx;
 mod pack;
+mod pool;
 mod range;
 
 mod map;
@@ -66,6 +67,9 @@ pub use integer::{
 pub use metrics::{Difference, SQNR_EPSILON, sqnr_db};
 pub use onnx::{LinearParameters, dequantize_linear, dynamic_linear_parameters, quantize_linear};
 pub use pack::{Packed, pack, unpack};
+pub use pool::{
+    AveragePool, MaxPool, Window, average_pool, average_pool_gradient, max_pool, max_pool_gradient,
+};
 pub use range::{
     Bin, CandidateLayout, Candidates, Degenerate, Histogram, MinMax, Moments, OneSided, Parameters,
     RangeOptions, best_candidates, candidate_errors, candidate_errors_reference, histograms,

@@ -10,6 +10,7 @@ mod arithmetic;
 mod conv;
 mod linear;
 mod norm;
+mod pool;
 mod reduce;
 mod softmax;
 
@@ -33,4 +34,8 @@ pub use conv::{
 };
 pub use linear::{bmm, linear, matmul, mm};
 pub use norm::{group_norm, layer_norm, rms_norm};
+pub use pool::{
+    AvgPool, MaxPool2d, adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d, avg_pool1d,
+    avg_pool2d, avg_pool3d, max_pool2d,
+};
 pub use softmax::{log_softmax, softmax};

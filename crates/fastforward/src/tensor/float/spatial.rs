@@ -1,5 +1,8 @@
 //! What the operators over spatial axes share: batch axes, checks of settings, access to elements.
 
+#[cfg(test)]
+pub(super) mod check;
+
 use candle_core::{CpuStorage, DType, Layout, Storage, Tensor, WithDType};
 
 use crate::tensor::{Error, Result};
