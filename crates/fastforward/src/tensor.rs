@@ -21,3 +21,4 @@ pub use error::{Error, Result};
 pub use operator::{Output, ValueOrNumber, functional};
 pub use quantized::QuantizedTensor;
 pub use value::Value;
+pub use view::tensor_from;

@@ -4,8 +4,10 @@ use mpath::{Aliases, Context};
 
 use super::diagnostic::Problem;
 use super::{QuantConfigFile, QueryText, RuleEntry};
-use crate::Error;
-use crate::quantization::quant_init::{QuantizationConfig, Rule};
+use crate::module::SlotEntry;
+use crate::quantization::quant_init::{QuantizationConfig, Resolution, Rule};
+use crate::range_setting::EstimatorFactory;
+use crate::{Error, ErrorKind};
 
 impl QuantConfigFile {
     /// The rules of the file, their queries parsed with what `context` knows and the aliases of the file.
@@ -50,6 +52,39 @@ impl QuantConfigFile {
             config.add(rule);
         }
         Ok(config)
+    }
+
+    /// The estimators of the file for the slots that its rules decide: what [`estimate_ranges_with`] takes. Slots whose rule
+    /// sets no quantizer, or one without a range, are left out.
+    ///
+    /// [`estimate_ranges_with`]: crate::range_setting::estimate_ranges_with
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidSettings`](crate::ErrorKind::InvalidSettings) when the resolution is not that of this file's rules.
+    pub fn estimators(
+        &self,
+        resolution: &Resolution,
+    ) -> Result<Vec<(SlotEntry, EstimatorFactory)>, Error> {
+        let mut all = Vec::new();
+        for slot in &resolution.slots {
+            let Some(winner) = slot.winner else { continue };
+            let Some(rule) = self.rules.get(winner.rule) else {
+                return Err(Error::new(
+                    ErrorKind::InvalidSettings,
+                    format!(
+                        "the resolution knows a rule {}, `{}` has {}: it was made from other rules",
+                        winner.rule,
+                        self.name(),
+                        self.rules.len()
+                    ),
+                ));
+            };
+            if let Some(estimator) = &rule.estimator {
+                let entry = SlotEntry { names: slot.names.clone(), slot: slot.slot.clone() };
+                all.push((entry, estimator.clone().into()));
+            }
+        }
+        Ok(all)
     }
 
     fn mpath_problem(&self, query: &QueryText, error: &mpath::Error) -> Problem {

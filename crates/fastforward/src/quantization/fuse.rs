@@ -1,6 +1,5 @@
 //! Parameters replaced by their quantized values (spec §8.1, §8.2).
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -136,8 +135,7 @@ impl Finder {
                 continue;
             };
             let parameter_name = format!("{}{name}", self.path);
-            let any: &dyn Any = *parameter;
-            match any.downcast_ref::<Param>() {
+            match parameter.downcast_ref::<Param>() {
                 Some(parameter) => self.found.push(ParameterQuantizer {
                     parameter_name,
                     parameter: parameter.clone(),

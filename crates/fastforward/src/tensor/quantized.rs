@@ -3,10 +3,10 @@
 mod shape;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
-use ff_kernels::{CodeView, PackedWeight, Tiling};
+use ff_kernels::{CodeView, PackedFilter, PackedWeight, Tiling};
 
 use super::codes::CodeTensor;
 use super::context::QuantizationContext;
@@ -53,6 +53,8 @@ struct Inner {
     values: OnceLock<Tensor>,
     /// The codes as integer products take a weight.
     packed: OnceLock<PackedWeight>,
+    /// The same as integer convolutions took it last.
+    filter: Mutex<Option<Arc<PackedFilter>>>,
 }
 
 impl QuantizedTensor {
@@ -133,8 +135,8 @@ impl QuantizedTensor {
         let once = |codes: Option<CodeTensor>| codes.map_or_else(OnceLock::new, OnceLock::from);
         let device = values.as_ref().map_or(Device::Cpu, |values| values.device().clone());
         let values = values.map_or_else(OnceLock::new, OnceLock::from);
-        let packed = OnceLock::new();
-        Self(Arc::new(Inner { context, device, codes: once(codes), values, packed }))
+        let (packed, filter) = (OnceLock::new(), Mutex::new(None));
+        Self(Arc::new(Inner { context, device, codes: once(codes), values, packed, filter }))
     }
 
     /// The integer codes.
@@ -166,6 +168,27 @@ impl QuantizedTensor {
             .map_err(|error| Error::new(ErrorKind::InvalidData, error.to_string()))?;
         let packed = PackedWeight::new(view);
         Ok(self.0.packed.get_or_init(|| packed))
+    }
+
+    /// The codes of a filter `[out, c / groups, kh, kw]`, rearranged for integer convolutions and kept.
+    pub(crate) fn packed_filter(
+        &self,
+        shape: [usize; 4],
+        groups: usize,
+    ) -> Result<Arc<PackedFilter>> {
+        let mut kept = self.0.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(filter) = &*kept
+            && filter.groups() == groups
+            && filter.shape() == shape
+        {
+            return Ok(Arc::clone(filter));
+        }
+        let wrong = |error: ff_kernels::KernelError| Error::operator("conv", error);
+        let codes = self.codes()?.contiguous();
+        let view = CodeView::new(codes.as_i8()?, shape).map_err(wrong)?;
+        let filter = Arc::new(PackedFilter::new(view, groups).map_err(wrong)?);
+        *kept = Some(Arc::clone(&filter));
+        Ok(filter)
     }
 
     /// The codes if they are there already.

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
 use super::{Error, Result};
+use crate::data::{ArrayData, NamedArray};
 use crate::{Array, ArrayView, ErrorKind};
 
 /// Runs `f` on the `f32` elements of a tensor where they lie; other float types are converted first.
@@ -42,6 +43,27 @@ pub(crate) fn with_view<R>(
         ArrayView::with_strides(elements, layout.dims(), layout.stride())?
     };
     Ok(f(view)?)
+}
+
+/// One input of a batch of data as a tensor: floats as F32, integers as I64.
+///
+/// ```no_run
+/// use fastforward::tensor::tensor_from;
+/// # let dataset: fastforward::data::Dataset = unimplemented!();
+/// for batch in dataset.batches(64) {
+///     let images = tensor_from(&batch?.inputs[0])?;
+///     assert_eq!(images.dims()[1..], [1, 28, 28]);
+/// }
+/// # Ok::<(), fastforward::tensor::Error>(())
+/// ```
+///
+/// # Errors
+/// [`ErrorKind::Tensor`] from candle.
+pub fn tensor_from(array: &NamedArray) -> Result<Tensor> {
+    Ok(match &array.data {
+        ArrayData::Float(data) => Tensor::from_slice(data, array.shape.as_slice(), &Device::Cpu)?,
+        ArrayData::Integer(data) => Tensor::from_slice(data, array.shape.as_slice(), &Device::Cpu)?,
+    })
 }
 
 /// A tensor with the elements of an array.

@@ -64,3 +64,25 @@ fn shapes_that_do_not_fit_are_named_on_both_paths() {
     let simulated = F::linear(&x, &w, None, Output::none()).unwrap_err();
     assert_eq!((integer.kind(), simulated.kind()), (simulated.kind(), integer.kind()));
 }
+
+#[test]
+fn convolutions() {
+    use fastforward::tensor::float::{Conv, Padding};
+    let x = Value::from(quantized(&tensor(&[2, 4, 9, 7], 1), 8, Granularity::PerTensor).unwrap());
+    let bias = Value::from(tensor(&[6], 3));
+    for (groups, stride, padding) in [
+        (1, [1, 1], Padding::Explicit([1, 1])),
+        (2, [2, 1], Padding::Explicit([0, 2])),
+        (2, [1, 1], Padding::Same),
+        (1, [1, 1], Padding::Valid),
+    ] {
+        let w = tensor(&[6, 4 / groups, 3, 2], 2);
+        let w = Value::from(quantized(&w, 8, Granularity::per_channel(0)).unwrap());
+        let options = Conv { stride, padding, groups, ..Conv::default() };
+        check(24, 40.0, || F::conv2d(&x, &w, Some(&bias), &options, Output::none()));
+    }
+    let x = Value::from(quantized(&tensor(&[2, 4, 9], 1), 8, Granularity::PerTensor).unwrap());
+    let w = Value::from(quantized(&tensor(&[6, 4, 3], 2), 4, Granularity::PerTensor).unwrap());
+    let options = Conv { dilation: [2], padding: Padding::Explicit([1]), ..Conv::default() };
+    check(12, 40.0, || F::conv1d(&x, &w, None, &options, Output::none()));
+}

@@ -8,10 +8,14 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use ff_kernels::{Affine, CodeView, KernelError, integer_linear, integer_matmul};
+use ff_kernels::{
+    Affine, CodeView, ConvWindow, KernelError, MAX_OFFSET, integer_conv, integer_linear,
+    integer_matmul,
+};
 
 use super::call::{Argument, Call};
 use super::dispatch::{Kernel, Predicate};
+use crate::tensor::float::{Conv, Padding};
 use crate::tensor::{Error, QuantizedTensor, Result, Value};
 use crate::{ErrorKind, flags};
 
@@ -20,15 +24,26 @@ pub(super) fn built_in() -> Vec<(&'static str, Predicate, Kernel)> {
     let kernel = |f: fn(&Call<'_>) -> Result<Value>| -> Kernel { Arc::new(f) };
     vec![
         ("linear", Predicate::new(|call| weighted(call).is_some()), kernel(linear)),
+        ("conv1d", Predicate::new(|call| windows(call).is_some()), kernel(conv)),
+        ("conv2d", Predicate::new(|call| windows(call).is_some()), kernel(conv)),
         ("matmul", Predicate::new(|call| product(call, "other").is_some()), kernel(matmul)),
         ("mm", Predicate::new(|call| product(call, "mat2").is_some()), kernel(matmul)),
         ("bmm", Predicate::new(|call| product(call, "mat2").is_some()), kernel(matmul)),
     ]
 }
 
+/// The fewest rows for which packing the right side of a product pays.
+const MIN_ROWS: usize = 8;
+
 /// Whether a tensor can be an operand of an integer product.
 fn is_integer(x: &QuantizedTensor) -> bool {
-    x.num_bits() <= 8 && x.dtype() == DType::F32 && x.device().is_cpu() && !x.track_op()
+    let parameters = x.context().parameters();
+    let offsets = parameters.offset.iter().flatten();
+    x.num_bits() <= 8
+        && x.dtype() == DType::F32
+        && x.device().is_cpu()
+        && !x.track_op()
+        && offsets.fold(0.0, |most: f32, offset| most.max(offset.abs())) < MAX_OFFSET
 }
 
 /// Whether integers may be used and strict mode has nothing to say.
@@ -104,6 +119,86 @@ fn linear(call: &Call<'_>) -> Result<Value> {
     call.finish(Tensor::from_vec(out, shape, &Device::Cpu)?)
 }
 
+/// A convolution over one or two axes, seen as one over two.
+struct Windows<'a> {
+    operands: Weighted<'a>,
+    window: ConvWindow,
+    groups: usize,
+    /// `[n, c, h, w]` and `[out, c / groups, kh, kw]`
+    shapes: [[usize; 4]; 2],
+}
+
+fn windows<'a>(call: &Call<'a>) -> Option<Windows<'a>> {
+    let operands = weighted(call)?;
+    let (one, two) = (call.attribute::<Conv<1>>("options"), call.attribute::<Conv<2>>("options"));
+    let (stride, padding, dilation, groups) = match (one, two) {
+        (Some(one), _) => {
+            let padding = match one.padding {
+                Padding::Explicit([p]) => Some([0, p]),
+                Padding::Valid => Some([0, 0]),
+                Padding::Same => None,
+            };
+            ([1, one.stride[0]], padding, [1, one.dilation[0]], one.groups)
+        }
+        (None, Some(two)) => {
+            let padding = match two.padding {
+                Padding::Explicit(padding) => Some(padding),
+                Padding::Valid => Some([0, 0]),
+                Padding::Same => None,
+            };
+            (two.stride, padding, two.dilation, two.groups)
+        }
+        (None, None) => return None,
+    };
+    // Inputs without a batch axis, and whatever does not fit, are the float operator's: it knows what to say.
+    let four = |dims: &[usize]| match *dims {
+        [a, b, w] if one.is_some() => Some([a, b, 1, w]),
+        [a, b, h, w] if one.is_none() => Some([a, b, h, w]),
+        _ => None,
+    };
+    let shapes = [four(operands.input.dims())?, four(operands.weight.dims())?];
+    let [[_, c, h, w], [out, depth, kh, kw]] = shapes;
+    let padding = padding.or_else(|| {
+        // As many zeros as keep the size, the odd one at the end.
+        (stride == [1, 1]).then_some([usize::MAX; 2])
+    })?;
+    let around = |axis: usize, kernel: usize| match padding[axis] {
+        usize::MAX => {
+            let all = dilation[axis] * kernel.saturating_sub(1);
+            [all / 2, all - all / 2]
+        }
+        padding => [padding, padding],
+    };
+    let window = ConvWindow { stride, padding: [around(0, kh), around(1, kw)], dilation };
+    let fits = groups > 0 && c == depth * groups && out.is_multiple_of(groups);
+    let has_output = window.output_size([h, w], [kh, kw]).is_ok();
+    (fits && has_output).then_some(Windows { operands, window, groups, shapes })
+}
+
+fn conv(call: &Call<'_>) -> Result<Value> {
+    let Some(Windows { operands, window, groups, shapes: [x_shape, w_shape] }) = windows(call)
+    else {
+        return Err(mismatch(call));
+    };
+    let fail = |error: KernelError| wrong(call, &error);
+    let filter = operands.weight.packed_filter(w_shape, groups)?;
+    let codes = operands.input.codes()?.contiguous();
+    let x = CodeView::new(codes.as_i8()?, x_shape).map_err(fail)?;
+    let [n, _, h, w] = x_shape;
+    let [out_channels, _, kh, kw] = w_shape;
+    let [out_h, out_w] = window.output_size([h, w], [kh, kw]).map_err(fail)?;
+    let mut out = vec![0.0; n * out_channels * out_h * out_w];
+    let bias = operands.bias()?;
+    let (x_affine, w_affine) = (affine(operands.input), affine(operands.weight));
+    integer_conv(x, x_affine, &filter, w_affine, window, bias.as_deref(), &mut out)
+        .map_err(fail)?;
+    let shape = match operands.input.rank() {
+        3 => vec![n, out_channels, out_w],
+        _ => vec![n, out_channels, out_h, out_w],
+    };
+    call.finish(Tensor::from_vec(out, shape, &Device::Cpu)?)
+}
+
 /// Two activations, each on one scale, with the same leading axes.
 fn product<'a>(
     call: &Call<'a>,
@@ -119,7 +214,10 @@ fn product<'a>(
     let (left, right) = (one("input")?, one(second)?);
     let (l, r) = (left.dims(), right.dims());
     let leading = l.len() - 2;
-    let fits = l.len() == r.len() && l[..leading] == r[..leading] && l[leading + 1] == r[leading];
+    // A product of few rows is dearer to pack than to compute.
+    let worth = l[leading] >= MIN_ROWS;
+    let fits =
+        worth && l.len() == r.len() && l[..leading] == r[..leading] && l[leading + 1] == r[leading];
     // `mm` and `bmm` ask for their ranks themselves: those calls go to the float operator, which says so.
     let rank_fits = match call.operator.name {
         "mm" => leading == 0,

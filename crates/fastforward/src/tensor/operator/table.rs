@@ -206,12 +206,33 @@ macro_rules! operators {
 operators! {
     linear reference ["F.linear"] (input: Quantized, weight: Quantized, bias: MaybeQuantized)
         "`input · weightᵀ + bias`, `[.., in]` and `[out, in]` to `[.., out]`" => float::linear(input, weight, bias);
+    conv1d reference ["F.conv1d"] (input: Quantized, weight: Quantized, bias: MaybeQuantized; options: &Conv<1>)
+        "Convolution of `[n, c, l]` with `[out, c / groups, k]`" => float::conv1d(input, weight, bias, options);
+    conv2d reference ["F.conv2d"] (input: Quantized, weight: Quantized, bias: MaybeQuantized; options: &Conv<2>)
+        "Convolution of `[n, c, h, w]` with `[out, c / groups, kh, kw]`" => float::conv2d(input, weight, bias, options);
+    conv3d reference ["F.conv3d"] (input: Quantized, weight: Quantized, bias: MaybeQuantized; options: &Conv<3>)
+        "Convolution of `[n, c, d, h, w]` with `[out, c / groups, kd, kh, kw]`" => float::conv3d(input, weight, bias, options);
     softmax reference ["F.softmax", "torch.softmax"] (input: Quantized; dim: isize, dtype: Option<DType>)
         "`exp(x) / Σ exp(x)` along an axis" => float::softmax(input, dim as i64, dtype);
     relu reference ["F.relu", "torch.relu"] (input: Quantized)
         "`max(x, 0)`" => float::relu(input);
     sigmoid reference ["F.sigmoid", "torch.sigmoid"] (input: Quantized)
         "`1 / (1 + exp(-x))`" => float::sigmoid(input);
+    conv_transpose1d reference ["F.conv_transpose1d"]
+        (input: Quantized, weight: Quantized, bias: MaybeQuantized; options: &ConvTranspose<1>)
+        "Transposed convolution of `[n, c, l]` with `[c, out / groups, k]`" => float::conv_transpose1d(input, weight, bias, options);
+    conv_transpose2d reference ["F.conv_transpose2d"]
+        (input: Quantized, weight: Quantized, bias: MaybeQuantized; options: &ConvTranspose<2>)
+        "Transposed convolution of `[n, c, h, w]` with `[c, out / groups, kh, kw]`" => float::conv_transpose2d(input, weight, bias, options);
+    conv_transpose3d reference ["F.conv_transpose3d"]
+        (input: Quantized, weight: Quantized, bias: MaybeQuantized; options: &ConvTranspose<3>)
+        "Transposed convolution of `[n, c, d, h, w]` with `[c, out / groups, kd, kh, kw]`" => float::conv_transpose3d(input, weight, bias, options);
+    avg_pool1d reference ["F.avg_pool1d"] (input: Quantized; options: &AvgPool<1>)
+        "The mean of each window of `[n, c, l]`" => float::avg_pool1d(input, options);
+    avg_pool2d reference ["F.avg_pool2d"] (input: Quantized; options: &AvgPool<2>)
+        "The mean of each window of `[n, c, h, w]`" => float::avg_pool2d(input, options);
+    avg_pool3d reference ["F.avg_pool3d"] (input: Quantized; options: &AvgPool<3>)
+        "The mean of each window of `[n, c, d, h, w]`" => float::avg_pool3d(input, options);
     layer_norm reference ["F.layer_norm", "torch.layer_norm"]
         (input: Quantized, weight: OptionalQuantized, bias: MaybeQuantized; normalized_shape: Vec<usize>, eps: f64)
         "`(x - mean) / sqrt(variance + eps) · weight + bias` over the last axes" => float::layer_norm(input, &normalized_shape, weight, bias, eps);
@@ -233,6 +254,8 @@ operators! {
         "`x · sigmoid(x)`" => float::silu(input);
     gelu reference ["F.gelu"] (input: Quantized; approximate: GeluApproximation)
         "`x · Φ(x)`" => float::gelu(input, approximate);
+    max_pool2d reference ["F.max_pool2d"] (input: Quantized; options: &MaxPool2d)
+        "The largest of each window of `[n, c, h, w]`" => float::max_pool2d(input, options);
     exp reference ["torch.exp"] (input: Quantized)
         "`e` to the power of `x`" => float::exp(input);
     sin reference ["torch.sin"] (input: Quantized)
@@ -242,7 +265,6 @@ operators! {
     rms_norm reference ["F.rms_norm", "torch.rms_norm"]
         (input: Quantized, weight: OptionalQuantized; normalized_shape: Vec<usize>, eps: Option<f64>)
         "`x / sqrt(mean(x²) + eps) · weight` over the last axes" => float::rms_norm(input, &normalized_shape, weight, eps);
-
     tanh ours ["torch.tanh", "F.tanh"] (input: Quantized)
         "The hyperbolic tangent" => float::tanh(input);
     relu6 ours ["F.relu6"] (input: Quantized)
@@ -258,4 +280,6 @@ operators! {
     group_norm ours ["F.group_norm", "torch.group_norm"]
         (input: Quantized, weight: OptionalQuantized, bias: MaybeQuantized; num_groups: usize, eps: f64)
         "Each group of channels of `[n, c, ..]` to mean 0 and variance 1, times `weight`, plus `bias`" => float::group_norm(input, num_groups, weight, bias, eps);
+    adaptive_avg_pool2d ours ["F.adaptive_avg_pool2d"] (input: Quantized; output_size: &[Option<usize>; 2])
+        "The means of as many windows as asked for" => float::adaptive_avg_pool2d(input, *output_size);
 }
