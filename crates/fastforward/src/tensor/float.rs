@@ -7,12 +7,18 @@
 
 mod activation;
 mod arithmetic;
+mod arrange;
+mod batch_norm;
 mod conv;
+mod dropout;
+mod index;
 mod linear;
 mod norm;
 mod pool;
 mod reduce;
+mod rotary;
 mod softmax;
+mod whole;
 
 mod broadcast;
 mod custom;
@@ -27,15 +33,26 @@ pub use activation::{
     GeluApproximation, clamp, cos, exp, gelu, hardsigmoid, hardswish, leaky_relu, relu, relu6,
     rsqrt, sigmoid, silu, sin, sqrt, tanh,
 };
-pub use arithmetic::{Operand, add, div, mul, sub};
+pub use arithmetic::{
+    Operand, add, div, floor_divide, mul, negative, positive, pow, remainder, sub,
+};
+pub use arrange::{cat, empty_like, full_like, ones_like, permute, zeros_like};
+pub use batch_norm::{BatchStatistics, batch_norm, batch_norm_training};
 pub use conv::{
     Conv, ConvTranspose, Padding, conv_transpose1d, conv_transpose2d, conv_transpose3d, conv1d,
     conv2d, conv3d,
 };
+pub use dropout::dropout;
+pub use index::{Embedding, embedding, index_add};
 pub use linear::{bmm, linear, matmul, mm};
 pub use norm::{group_norm, layer_norm, rms_norm};
 pub use pool::{
     AvgPool, MaxPool2d, adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d, avg_pool1d,
     avg_pool2d, avg_pool3d, max_pool2d,
 };
+pub use reduce::{cumsum, mean, sum};
+pub use rotary::rotary;
 pub use softmax::{log_softmax, softmax};
+pub use whole::{
+    bitwise_and, bitwise_left_shift, bitwise_not, bitwise_or, bitwise_right_shift, bitwise_xor,
+};

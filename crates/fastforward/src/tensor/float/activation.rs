@@ -22,6 +22,8 @@ pub enum GeluApproximation {
 /// Both methods must be `#[inline(always)]` and free of branches where speed matters.
 pub(super) trait Elementwise: Send + Sync + 'static {
     const NAME: &'static str;
+    /// Whether there is a derivative.
+    const DIFFERENTIABLE: bool = true;
     fn value<T: Real>(&self, x: T) -> T;
     /// The derivative at `x`, where `y` is the value there.
     fn derivative<T: Real>(&self, x: T, y: T) -> T;
@@ -32,6 +34,10 @@ pub(super) struct Unary<E>(pub(super) E);
 impl<E: Elementwise> Kernel<1> for Unary<E> {
     fn name(&self) -> &'static str {
         E::NAME
+    }
+
+    fn is_differentiable(&self) -> bool {
+        E::DIFFERENTIABLE
     }
 
     fn forward<T: Real>(&self, inputs: [&[T]; 1]) -> Vec<T> {

@@ -7,6 +7,7 @@ use super::broadcast::Broadcast;
 use super::custom::{Kernel, apply, check_cpu, is_float};
 use super::real::Real;
 use super::shape::broadcast_shape;
+use super::whole::{self, WholeResult};
 use crate::tensor::{Error, Result};
 
 /// The second operand of an arithmetic operator.
@@ -14,8 +15,10 @@ use crate::tensor::{Error, Result};
 pub enum Operand<'a> {
     /// A tensor, which broadcasts.
     Tensor(&'a Tensor),
-    /// A number; it does not change the dtype of a float tensor.
+    /// A number; it does not change the dtype of a float tensor, and makes `f32` of integers.
     Scalar(f64),
+    /// A whole number, which leaves integers integers.
+    Integer(i64),
 }
 
 impl<'a> From<&'a Tensor> for Operand<'a> {
@@ -30,9 +33,19 @@ impl From<f64> for Operand<'_> {
     }
 }
 
+impl From<i64> for Operand<'_> {
+    fn from(integer: i64) -> Self {
+        Self::Integer(integer)
+    }
+}
+
 /// A function of two elements and its derivatives, all `#[inline(always)]`.
 trait Pair: Send + Sync + 'static {
     const NAME: &'static str;
+    /// Whether there are derivatives.
+    const DIFFERENTIABLE: bool = true;
+    /// The function of two integers; `None` if integers are converted to floats first.
+    const WHOLE: Option<fn(&Self, i64, i64) -> WholeResult> = None;
     fn value<T: Real>(&self, a: T, b: T) -> T;
     fn by_a<T: Real>(&self, a: T, b: T) -> T;
     fn by_b<T: Real>(&self, a: T, b: T) -> T;
@@ -46,6 +59,10 @@ struct Binary<P> {
 impl<P: Pair> Kernel<2> for Binary<P> {
     fn name(&self) -> &'static str {
         P::NAME
+    }
+
+    fn is_differentiable(&self) -> bool {
+        P::DIFFERENTIABLE
     }
 
     fn forward<T: Real>(&self, [a, b]: [&[T]; 2]) -> Vec<T> {
@@ -91,6 +108,7 @@ struct WithScalar<P>(P, f64);
 
 impl<P: Pair> Elementwise for WithScalar<P> {
     const NAME: &'static str = P::NAME;
+    const DIFFERENTIABLE: bool = P::DIFFERENTIABLE;
 
     #[inline(always)]
     fn value<T: Real>(&self, x: T) -> T {
@@ -104,12 +122,20 @@ impl<P: Pair> Elementwise for WithScalar<P> {
 }
 
 fn run<P: Pair>(pair: P, a: &Tensor, b: Operand<'_>) -> Result<Tensor> {
-    match b {
-        Operand::Scalar(b) => {
-            let a = to_float(P::NAME, a)?;
-            apply(Unary(WithScalar(pair, b)), [&a], a.shape())
+    let with_scalar = |pair, scalar| {
+        let a = to_float(P::NAME, a)?;
+        apply(Unary(WithScalar(pair, scalar)), [&a], a.shape())
+    };
+    match (b, P::WHOLE) {
+        (Operand::Scalar(b), _) => with_scalar(pair, b),
+        (Operand::Integer(b), Some(f)) if a.dtype().is_int() => {
+            whole::binary(P::NAME, a, &Tensor::new(b, a.device())?, |a, b| f(&pair, a, b))
         }
-        Operand::Tensor(b) => {
+        (Operand::Integer(b), _) => with_scalar(pair, b as f64),
+        (Operand::Tensor(b), Some(f)) if a.dtype().is_int() && b.dtype().is_int() => {
+            whole::binary(P::NAME, a, b, |a, b| f(&pair, a, b))
+        }
+        (Operand::Tensor(b), _) => {
             let (a, b) = promote(P::NAME, a, b)?;
             let shape = broadcast_shape(P::NAME, &a, &b)?;
             let broadcast = Broadcast::new(a.dims(), b.dims(), shape.dims());
@@ -138,16 +164,7 @@ fn promote(operator: &str, a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
         (true, true) => DType::F32,
         (true, false) => x,
         (false, true) => y,
-        (false, false) => {
-            return Err(Error::operator(
-                operator,
-                format!(
-                    "the operands have dtypes {} and {}; one must be f32, f64, f16 or bf16",
-                    x.as_str(),
-                    y.as_str()
-                ),
-            ));
-        }
+        (false, false) => DType::F32,
     };
     Ok((a.to_dtype(to)?, b.to_dtype(to)?))
 }
@@ -155,7 +172,8 @@ fn promote(operator: &str, a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
 /// `x + alpha * other`
 ///
 /// Floats of several dtypes, and integers beside floats, are converted as PyTorch does: to the wider one; `f16` beside
-/// `bf16` to `f32`; a tensor without axes does not widen one that has some.
+/// `bf16` to `f32`; a tensor without axes does not widen one that has some. Integers beside integers stay
+/// integers and wrap.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -170,7 +188,7 @@ fn promote(operator: &str, a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
 ///
 /// # Errors
 ///
-/// Shapes that do not broadcast; operands of which none holds floats, or that are not on the CPU.
+/// Shapes that do not broadcast; operands that are not on the CPU; an `alpha` with a fraction for integers.
 pub fn add<'a>(x: &Tensor, other: impl Into<Operand<'a>>, alpha: f64) -> Result<Tensor> {
     run(Add(alpha), x, other.into())
 }
@@ -179,6 +197,8 @@ struct Add(f64);
 
 impl Pair for Add {
     const NAME: &'static str = "add";
+    const WHOLE: Option<fn(&Self, i64, i64) -> WholeResult> =
+        Some(|add, a, b| Ok(a.wrapping_add(b.wrapping_mul(whole_alpha(add.0)?))));
 
     #[inline(always)]
     fn value<T: Real>(&self, a: T, b: T) -> T {
@@ -209,6 +229,8 @@ struct Sub(f64);
 
 impl Pair for Sub {
     const NAME: &'static str = "sub";
+    const WHOLE: Option<fn(&Self, i64, i64) -> WholeResult> =
+        Some(|sub, a, b| Ok(a.wrapping_sub(b.wrapping_mul(whole_alpha(sub.0)?))));
 
     #[inline(always)]
     fn value<T: Real>(&self, a: T, b: T) -> T {
@@ -239,6 +261,7 @@ struct Mul;
 
 impl Pair for Mul {
     const NAME: &'static str = "mul";
+    const WHOLE: Option<fn(&Self, i64, i64) -> WholeResult> = Some(|_, a, b| Ok(a.wrapping_mul(b)));
 
     #[inline(always)]
     fn value<T: Real>(&self, a: T, b: T) -> T {
@@ -286,6 +309,228 @@ impl Pair for Div {
     }
 }
 
+/// The factor of [`add`] and [`sub`] for integers.
+fn whole_alpha(alpha: f64) -> WholeResult {
+    if alpha.fract() == 0.0 && alpha.abs() <= 9e15 {
+        Ok(alpha as i64)
+    } else {
+        Err(format!("alpha is {alpha}; for integers it must be whole"))
+    }
+}
+
+/// `x / other` rounded down; of integers an integer.
+///
+/// As in PyTorch the result has no gradient: a backward pass through it is an error.
+///
+/// # Errors
+///
+/// As [`add`]; an integer divided by zero.
+pub fn floor_divide<'a>(x: &Tensor, other: impl Into<Operand<'a>>) -> Result<Tensor> {
+    run(FloorDivide, x, other.into())
+}
+
+struct FloorDivide;
+
+/// The quotient rounded down, as PyTorch finds it: from the exact remainder, so `1 / 0.1` in `f32` gives 9.
+#[inline(always)]
+fn floor_quotient<T: Real>(a: T, b: T) -> T {
+    if b == T::ZERO {
+        return a / b;
+    }
+    let rest = a.fmod(b);
+    let mut quotient = (a - rest) / b;
+    if rest != T::ZERO && (b < T::ZERO) != (rest < T::ZERO) {
+        quotient -= T::ONE;
+    }
+    if quotient == T::ZERO {
+        return T::ZERO.copysign(a / b);
+    }
+    let whole = quotient.floor();
+    if quotient - whole > T::of(0.5) { whole + T::ONE } else { whole }
+}
+
+impl Pair for FloorDivide {
+    const NAME: &'static str = "floor_divide";
+    const DIFFERENTIABLE: bool = false;
+    const WHOLE: Option<fn(&Self, i64, i64) -> WholeResult> = Some(|_, a, b| match b {
+        0 => Err("an integer is divided by zero".into()),
+        _ => Ok(a.wrapping_div(b) - i64::from(a.wrapping_rem(b) != 0 && (a < 0) != (b < 0))),
+    });
+
+    #[inline(always)]
+    fn value<T: Real>(&self, a: T, b: T) -> T {
+        floor_quotient(a, b)
+    }
+
+    #[inline(always)]
+    fn by_a<T: Real>(&self, _a: T, _b: T) -> T {
+        T::ZERO
+    }
+
+    #[inline(always)]
+    fn by_b<T: Real>(&self, _a: T, _b: T) -> T {
+        T::ZERO
+    }
+}
+
+/// `x - floor(x / other) * other`: the remainder has the sign of `other`, as Python's `%`.
+///
+/// Its derivative by `x` is 1, by `other` minus the quotient rounded down.
+///
+/// # Errors
+///
+/// As [`add`]; an integer divided by zero.
+pub fn remainder<'a>(x: &Tensor, other: impl Into<Operand<'a>>) -> Result<Tensor> {
+    run(Remainder, x, other.into())
+}
+
+struct Remainder;
+
+impl Pair for Remainder {
+    const NAME: &'static str = "remainder";
+    const WHOLE: Option<fn(&Self, i64, i64) -> WholeResult> = Some(|_, a, b| match b {
+        0 => Err("an integer is divided by zero".into()),
+        _ => {
+            let rest = a.wrapping_rem(b);
+            Ok(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
+        }
+    });
+
+    #[inline(always)]
+    fn value<T: Real>(&self, a: T, b: T) -> T {
+        let rest = a.fmod(b);
+        if rest != T::ZERO && (b < T::ZERO) != (rest < T::ZERO) { rest + b } else { rest }
+    }
+
+    #[inline(always)]
+    fn by_a<T: Real>(&self, _a: T, _b: T) -> T {
+        T::ONE
+    }
+
+    #[inline(always)]
+    fn by_b<T: Real>(&self, a: T, b: T) -> T {
+        -floor_quotient(a, b)
+    }
+}
+
+/// `x` to the power of `exponent`, which is a tensor or a number.
+///
+/// Gradients at the edges are PyTorch's: an exponent of 0 gives `x` the gradient 0, and a base of 0 gives an exponent
+/// that is not negative the gradient 0.
+///
+/// # Errors
+///
+/// As [`add`]; integers to a power that is a negative number.
+pub fn pow<'a>(x: &Tensor, exponent: impl Into<Operand<'a>>) -> Result<Tensor> {
+    match exponent.into() {
+        Operand::Integer(exponent) if exponent < 0 && x.dtype().is_int() => Err(Error::operator(
+            "pow",
+            format!("integers are raised to {exponent}; convert them to floats first"),
+        )),
+        Operand::Integer(exponent) if !x.dtype().is_int() => {
+            run(Pow, x, Operand::Scalar(exponent as f64))
+        }
+        exponent => run(Pow, x, exponent),
+    }
+}
+
+struct Pow;
+
+/// Powers that are exact, or nearly, without logarithms are computed so, as in PyTorch.
+#[inline(always)]
+fn power<T: Real>(a: T, b: T) -> T {
+    if b == T::of(2.0) {
+        a * a
+    } else if b == T::ONE {
+        a
+    } else if b == T::of(3.0) {
+        a * a * a
+    } else if b == T::of(-1.0) {
+        T::ONE / a
+    } else if b == T::of(-2.0) {
+        T::ONE / (a * a)
+    } else {
+        a.powf(b)
+    }
+}
+
+impl Pair for Pow {
+    const NAME: &'static str = "pow";
+    const WHOLE: Option<fn(&Self, i64, i64) -> WholeResult> = Some(|_, a, b| {
+        Ok(match (a, b) {
+            (1, _) => 1,
+            (-1, b) => 1 - 2 * (b & 1),
+            (_, i64::MIN..0) => 0,
+            (a, b) => wrapping_power(a, b),
+        })
+    });
+
+    #[inline(always)]
+    fn value<T: Real>(&self, a: T, b: T) -> T {
+        power(a, b)
+    }
+
+    #[inline(always)]
+    fn by_a<T: Real>(&self, a: T, b: T) -> T {
+        if b == T::ZERO { T::ZERO } else { b * power(a, b - T::ONE) }
+    }
+
+    #[inline(always)]
+    fn by_b<T: Real>(&self, a: T, b: T) -> T {
+        if a == T::ZERO && b >= T::ZERO { T::ZERO } else { power(a, b) * a.ln() }
+    }
+}
+
+/// By squaring; `exponent` is not negative.
+fn wrapping_power(mut base: i64, mut exponent: i64) -> i64 {
+    let mut power = 1i64;
+    while exponent > 0 {
+        if exponent & 1 == 1 {
+            power = power.wrapping_mul(base);
+        }
+        base = base.wrapping_mul(base);
+        exponent >>= 1;
+    }
+    power
+}
+
+/// `-x`; of unsigned integers it wraps.
+///
+/// # Errors
+///
+/// `x` is not on the CPU.
+pub fn negative(x: &Tensor) -> Result<Tensor> {
+    if x.dtype().is_int() {
+        return whole::unary("negative", x, i64::wrapping_neg);
+    }
+    apply(Unary(Negative), [x], x.shape())
+}
+
+struct Negative;
+
+impl Elementwise for Negative {
+    const NAME: &'static str = "negative";
+
+    #[inline(always)]
+    fn value<T: Real>(&self, x: T) -> T {
+        -x
+    }
+
+    #[inline(always)]
+    fn derivative<T: Real>(&self, _x: T, _y: T) -> T {
+        -T::ONE
+    }
+}
+
+/// `x` itself.
+///
+/// # Errors
+///
+/// None today; the operator may refuse dtypes that are not numbers.
+pub fn positive(x: &Tensor) -> Result<Tensor> {
+    Ok(x.clone())
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
@@ -303,6 +548,7 @@ mod tests {
             (|a, b| sub(a, b, 0.5), |a, b| a - 0.5 * b),
             (|a, b| mul(a, b), |a, b| a * b),
             (|a, b| div(a, b), |a, b| a / b),
+            (|a, b| remainder(a, b), |a, b| a - (a / b).floor() * b),
         ]
     }
 
@@ -362,6 +608,84 @@ mod tests {
     }
 
     #[test]
+    fn powers_are_exact_and_have_exact_gradients() {
+        let base = positive(&numbers(&[3, 1, 4], 1));
+        let exponent = numbers(&[2, 1], 2);
+        check_gradients(&[base.clone(), exponent.clone()], |t| pow(&t[0], &t[1]));
+        for (dtype, tolerance) in [(DType::F64, 1e-14), (DType::F32, 1e-6), (DType::BF16, 8e-3)] {
+            let base = base.to_dtype(dtype).unwrap();
+            for e in [-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 2.5, 3.0] {
+                let expected: Vec<f64> = values(&base).iter().map(|x| x.powf(e)).collect();
+                assert_close(&pow(&base, e).unwrap(), &expected, tolerance);
+            }
+        }
+        for e in [-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 2.5, 3.0] {
+            check_gradients(&[base.clone()], |t| pow(&t[0], e));
+        }
+        check_gradients(&[numbers(&[5], 3)], |t| negative(&t[0]));
+    }
+
+    /// Values and gradients of PyTorch 2.15, `y.sum().backward()`.
+    #[test]
+    fn edges_are_pytorchs() {
+        use candle_core::Var;
+        #[track_caller]
+        fn check(
+            operator: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+            [a, b]: [&[f64]; 2],
+            [y, da, db]: [&[f64]; 3],
+        ) {
+            let (a, b) = (Var::new(a, &Device::Cpu).unwrap(), Var::new(b, &Device::Cpu).unwrap());
+            let result = operator(&a, &b).unwrap();
+            assert_close(&result, y, 1e-15);
+            let grads = result.sum_all().unwrap().backward().unwrap();
+            assert_close(grads.get(&a).unwrap(), da, 1e-15);
+            assert_close(grads.get(&b).unwrap(), db, 1e-15);
+        }
+        let (inf, nan) = (f64::INFINITY, f64::NAN);
+        check(
+            |a, b| pow(a, b),
+            [&[2.0, 0.0, 0.0, -2.0, 0.0, -1.0], &[3.0, 0.0, 2.0, 2.0, -1.0, 0.5]],
+            [
+                &[8.0, 1.0, 0.0, 4.0, inf, nan],
+                &[12.0, 0.0, 0.0, -4.0, -inf, nan],
+                &[5.545177444479562, 0.0, 0.0, nan, -inf, nan],
+            ],
+        );
+        check(
+            |a, b| remainder(a, b),
+            [&[5.0, -5.0, 5.0, -5.0, 1.0, 0.0], &[3.0, 3.0, -3.0, -3.0, inf, 0.0]],
+            [&[2.0, 1.0, -1.0, -2.0, 1.0, nan], &[1.0; 6], &[-1.0, 2.0, 2.0, -1.0, 0.0, nan]],
+        );
+        let quotient = |a: f32, b: f32| {
+            let a = Tensor::new(&[a], &Device::Cpu).unwrap();
+            floor_divide(&a, f64::from(b)).unwrap().to_vec1::<f32>().unwrap()[0]
+        };
+        assert_eq!(quotient(1.0, 0.1), 9.0);
+        assert_eq!(
+            (quotient(-7.0, 2.0), quotient(7.0, -2.0), quotient(5.0, 0.0)),
+            (-4.0, -4.0, f32::INFINITY)
+        );
+        assert!(quotient(0.0, 0.0).is_nan() && quotient(-0.0, 3.0).is_sign_negative());
+        assert_eq!(quotient(-1.0, f32::INFINITY), -1.0);
+        let rest =
+            remainder(&Tensor::new(&[-1f32, 1.0], &Device::Cpu).unwrap(), f64::INFINITY).unwrap();
+        assert_eq!(rest.to_vec1::<f32>().unwrap(), [f32::INFINITY, 1.0]);
+    }
+
+    #[test]
+    fn what_has_no_derivative_refuses_a_backward_pass() {
+        let v = candle_core::Var::new(&[5f32, -5.0], &Device::Cpu).unwrap();
+        for y in [floor_divide(&v, 2.0), floor_divide(&v, v.as_tensor())] {
+            let error = y.unwrap().sum_all().unwrap().backward().unwrap_err();
+            assert_eq!(
+                crate::tensor::Error::from(error).to_string(),
+                "floor_divide: it has no derivative; detach its operands"
+            );
+        }
+    }
+
+    #[test]
     fn an_operand_may_be_both() {
         let v = candle_core::Var::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
         let y = mul(&v, v.as_tensor()).unwrap();
@@ -391,6 +715,9 @@ mod tests {
             assert_eq!(values(&y)[0], 2.0);
         }
         assert_eq!(add(&tensor((I64, 1)), 0.5, 1.0).unwrap().dtype(), F32);
+        assert_eq!(div(&tensor((I64, 1)), &tensor((U8, 1))).unwrap().dtype(), F32);
+        assert_eq!(div(&tensor((I64, 1)), 2i64).unwrap().dtype(), F32);
+        assert_eq!(mul(&tensor((F16, 1)), 2i64).unwrap().dtype(), F16);
     }
 
     #[test]

@@ -20,6 +20,11 @@ pub(crate) trait Kernel<const N: usize>: Send + Sync + 'static {
     /// The operator's name, for errors.
     fn name(&self) -> &'static str;
 
+    /// Whether there are gradients; a backward pass through an operator without is an error.
+    fn is_differentiable(&self) -> bool {
+        true
+    }
+
     /// The result, as many elements as the shape given to [`apply`] has.
     fn forward<T: Real>(&self, inputs: [&[T]; N]) -> Vec<T>;
 
@@ -71,6 +76,21 @@ pub(crate) fn check_floats(operator: &str, inputs: &[&Tensor]) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Runs an operator on `x` and parameters that may be wider, as PyTorch allows for `f16` and `bf16` beside `f32`: in `f32`,
+/// the result in the dtype of `x`.
+pub(crate) fn in_wider<'a, const N: usize>(
+    x: &Tensor,
+    parameters: [Option<&'a Tensor>; N],
+    run: impl FnOnce(&Tensor, [Option<&'a Tensor>; N]) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let narrow = matches!(x.dtype(), DType::F16 | DType::BF16);
+    let mut given = parameters.iter().flatten().peekable();
+    if narrow && given.peek().is_some() && given.all(|p| p.dtype() == DType::F32) {
+        return Ok(run(&x.to_dtype(DType::F32)?, parameters)?.to_dtype(x.dtype())?);
+    }
+    run(x, parameters)
 }
 
 /// Errors unless the tensor is on the CPU.
@@ -254,6 +274,10 @@ impl<K: Kernel<N>, const N: usize> Custom<K, N> {
                 }
             }
             Ok(Some(tensors))
+        }
+        if !self.kernel.is_differentiable() {
+            let what = "it has no derivative; detach its operands";
+            return Err(Error::operator(self.kernel.name(), what).into_candle());
         }
         let mut tensors: Vec<&Tensor> = inputs.to_vec();
         tensors.extend([output, grad]);

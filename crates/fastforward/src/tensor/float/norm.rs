@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Shape, Tensor};
 
-use super::custom::{Kernel, apply};
+use super::custom::{Kernel, apply, in_wider};
 use super::parallel::{fill_rows, sum_of, sum_rows};
 use super::real::Real;
 use super::shape::check_float;
@@ -11,7 +11,7 @@ use crate::tensor::{Error, Result};
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last axes, those of `normalized_shape`.
 ///
 /// Mean and (biased) variance are those of the axes normalized over; `weight` and `bias` have their shape
-/// (Ba, Kiros and Hinton, "Layer Normalization", 2016). PyTorch's default for `eps` is `1e-5`.
+/// (Ba, Kiros and Hinton, "Layer Normalization", 2016). Beside `x` in `f16` or `bf16` they may be in `f32`. PyTorch's default for `eps` is `1e-5`.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -169,13 +169,15 @@ fn run(
     weight: Option<&Tensor>,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let shape: &Shape = x.shape();
-    match (weight, bias) {
-        (None, None) => apply(kernel, [x], shape),
-        (Some(weight), None) => apply(kernel, [x, weight], shape),
-        (None, Some(bias)) => apply(kernel, [x, bias], shape),
-        (Some(weight), Some(bias)) => apply(kernel, [x, weight, bias], shape),
-    }
+    in_wider(x, [weight, bias], |x, [weight, bias]| {
+        let shape: &Shape = x.shape();
+        match (weight, bias) {
+            (None, None) => apply(kernel, [x], shape),
+            (Some(weight), None) => apply(kernel, [x, weight], shape),
+            (None, Some(bias)) => apply(kernel, [x, bias], shape),
+            (Some(weight), Some(bias)) => apply(kernel, [x, weight, bias], shape),
+        }
+    })
 }
 
 /// Rows of `n_columns` elements, each normalized by itself; the operands are `x`, and weight and bias if there are any.

@@ -9,7 +9,6 @@ use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 /// `f32` or `f64`: what kernels compute in.
-#[allow(dead_code, reason = "the remaining operators use them")]
 pub(crate) trait Real:
     Copy
     + Debug
@@ -39,13 +38,10 @@ pub(crate) trait Real:
     fn ln(self) -> Self;
     fn sqrt(self) -> Self;
     fn floor(self) -> Self;
-    fn trunc(self) -> Self;
-    fn abs(self) -> Self;
     fn powf(self, exponent: Self) -> Self;
     /// The remainder of the division rounded to zero, as C's `fmod`.
     fn fmod(self, other: Self) -> Self;
     fn is_nan(self) -> bool;
-    fn signum(self) -> Self;
     fn copysign(self, sign: Self) -> Self;
 
     /// The larger one; NaN if either is.
@@ -232,16 +228,6 @@ macro_rules! real {
             }
 
             #[inline(always)]
-            fn trunc(self) -> Self {
-                $t::trunc(self)
-            }
-
-            #[inline(always)]
-            fn abs(self) -> Self {
-                $t::abs(self)
-            }
-
-            #[inline(always)]
             fn powf(self, exponent: Self) -> Self {
                 $t::powf(self, exponent)
             }
@@ -254,11 +240,6 @@ macro_rules! real {
             #[inline(always)]
             fn is_nan(self) -> bool {
                 $t::is_nan(self)
-            }
-
-            #[inline(always)]
-            fn signum(self) -> Self {
-                $t::signum(self)
             }
 
             #[inline(always)]
