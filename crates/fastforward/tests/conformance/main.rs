@@ -19,3 +19,5 @@ mod estimators;
 mod mpath;
 mod ranges;
 mod tags;
+#[cfg(feature = "eager")]
+mod tensor;

@@ -79,6 +79,8 @@ pub enum ValueOrNumber<'a> {
     Value(&'a Value),
     /// A number.
     Number(f64),
+    /// An integer, which keeps integer tensors integers.
+    Integer(i64),
 }
 
 impl<'a> From<&'a Value> for ValueOrNumber<'a> {
@@ -90,6 +92,12 @@ impl<'a> From<&'a Value> for ValueOrNumber<'a> {
 impl From<f64> for ValueOrNumber<'_> {
     fn from(number: f64) -> Self {
         Self::Number(number)
+    }
+}
+
+impl From<i64> for ValueOrNumber<'_> {
+    fn from(number: i64) -> Self {
+        Self::Integer(number)
     }
 }
 
@@ -123,6 +131,7 @@ plain_attributes!(
     f64,
     isize,
     usize,
+    u64,
     Option<isize>,
     Option<f64>,
     Option<usize>,

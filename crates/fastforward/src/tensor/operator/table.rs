@@ -11,6 +11,7 @@ use super::spec::{OperandSpec, OperatorSpec, Role};
 enum Other {
     Tensor(Tensor),
     Scalar(f64),
+    Integer(i64),
 }
 
 impl<'a> From<&'a Other> for float::Operand<'a> {
@@ -18,6 +19,7 @@ impl<'a> From<&'a Other> for float::Operand<'a> {
         match other {
             Other::Tensor(tensor) => Self::Tensor(tensor),
             Other::Scalar(number) => Self::Scalar(*number),
+            Other::Integer(number) => Self::Integer(*number),
         }
     }
 }
@@ -37,6 +39,7 @@ macro_rules! as_argument {
         match $operand {
             ValueOrNumber::Value(value) => Argument::Value(value),
             ValueOrNumber::Number(number) => Argument::Number(number),
+            ValueOrNumber::Integer(number) => Argument::Number(number as f64),
         }
     };
     (Sequence, $operand:ident) => {
@@ -70,6 +73,7 @@ macro_rules! dequantized {
         match $operand {
             ValueOrNumber::Value(value) => Other::Tensor(value.dequantize()?),
             ValueOrNumber::Number(number) => Other::Scalar(number),
+            ValueOrNumber::Integer(number) => Other::Integer(number),
         }
     };
     (Sequence, $operand:ident) => {
@@ -233,6 +237,8 @@ operators! {
         "The mean of each window of `[n, c, h, w]`" => float::avg_pool2d(input, options);
     avg_pool3d reference ["F.avg_pool3d"] (input: Quantized; options: &AvgPool<3>)
         "The mean of each window of `[n, c, d, h, w]`" => float::avg_pool3d(input, options);
+    embedding reference ["F.embedding"] (input: Plain, weight: Quantized; options: &Embedding)
+        "The rows of `weight` that `input` numbers" => float::embedding(input, weight, options);
     layer_norm reference ["F.layer_norm", "torch.layer_norm"]
         (input: Quantized, weight: OptionalQuantized, bias: MaybeQuantized; normalized_shape: Vec<usize>, eps: f64)
         "`(x - mean) / sqrt(variance + eps) · weight + bias` over the last axes" => float::layer_norm(input, &normalized_shape, weight, bias, eps);
@@ -250,12 +256,54 @@ operators! {
         "`input · other`" => float::mul(input, other);
     div reference ["torch.div"] (input: Quantized, other: QuantizedOrNumber)
         "`input / other`" => float::div(input, other);
+    floor_divide reference ["torch.floor_divide"] (input: Quantized, other: QuantizedOrNumber)
+        "`floor(input / other)`" => float::floor_divide(input, other);
+    remainder reference ["torch.remainder"] (input: Quantized, other: QuantizedOrNumber)
+        "`input - other · floor(input / other)`: the sign of `other`" => float::remainder(input, other);
+    bitwise_left_shift reference ["torch.bitwise_left_shift"] (input: Quantized, other: QuantizedOrNumber)
+        "`input << other`, on integers" => float::bitwise_left_shift(input, other);
+    bitwise_right_shift reference ["torch.bitwise_right_shift"] (input: Quantized, other: QuantizedOrNumber)
+        "`input >> other`, on integers" => float::bitwise_right_shift(input, other);
+    pow reference ["torch.pow"] (input: Quantized, exponent: QuantizedOrNumber)
+        "`input` to the power of `exponent`" => float::pow(input, exponent);
+    sum reference ["torch.sum"] (input: Quantized; dim: Option<isize>)
+        "The sum along an axis, or of everything" => float::sum(input, dim.map(|dim| dim as i64), false);
+    bitwise_not reference ["torch.bitwise_not"] (input: Quantized)
+        "`!input`, on integers" => float::bitwise_not(input);
+    negative reference ["torch.negative", "torch.neg"] (input: Quantized)
+        "`-input`" => float::negative(input);
+    positive reference ["torch.positive"] (input: Quantized)
+        "`input` as it is" => float::positive(input);
+    bitwise_and reference ["torch.bitwise_and"] (input: Quantized, other: Quantized)
+        "`input & other`, on integers" => float::bitwise_and(input, other);
+    bitwise_or reference ["torch.bitwise_or"] (input: Quantized, other: Quantized)
+        "`input | other`, on integers" => float::bitwise_or(input, other);
+    bitwise_xor reference ["torch.bitwise_xor"] (input: Quantized, other: Quantized)
+        "`input ^ other`, on integers" => float::bitwise_xor(input, other);
     silu reference ["F.silu"] (input: Quantized)
         "`x · sigmoid(x)`" => float::silu(input);
     gelu reference ["F.gelu"] (input: Quantized; approximate: GeluApproximation)
         "`x · Φ(x)`" => float::gelu(input, approximate);
+    dropout reference ["F.dropout"] (input: Quantized; p: f64, training: bool, seed: u64)
+        "Zeros at random, the rest times `1 / (1 - p)`; nothing outside of training" => float::dropout(input, p, training, seed);
+    permute reference ["torch.permute"] (input: Quantized; dims: Vec<isize>)
+        "The axes in another order" => float::permute(input, &dims.iter().map(|&dim| dim as i64).collect::<Vec<_>>());
+    cat reference ["torch.cat", "torch.concat", "torch.concatenate"] (tensors: Sequence; dim: isize)
+        "Tensors one after the other along an axis" => float::cat(&tensors.iter().collect::<Vec<_>>(), dim as i64);
+    index_add reference ["torch.index_add"] (input: Quantized, index: Plain, source: Quantized; dim: isize, alpha: f64)
+        "`input` with `alpha` times the slices of `source` added where `index` says" => float::index_add(input, dim as i64, index, source, alpha);
+    cumsum reference ["torch.cumsum"] (input: Quantized; dim: isize)
+        "Running sums along an axis" => float::cumsum(input, dim as i64);
     max_pool2d reference ["F.max_pool2d"] (input: Quantized; options: &MaxPool2d)
         "The largest of each window of `[n, c, h, w]`" => float::max_pool2d(input, options);
+    ones_like reference ["torch.ones_like"] (input: Quantized; dtype: Option<DType>)
+        "Ones of the same shape" => float::ones_like(input, dtype);
+    zeros_like reference ["torch.zeros_like"] (input: Quantized; dtype: Option<DType>)
+        "Zeros of the same shape" => float::zeros_like(input, dtype);
+    empty_like reference ["torch.empty_like"] (input: Quantized; dtype: Option<DType>)
+        "A tensor of the same shape to be written over; it holds zeros" => float::empty_like(input, dtype);
+    full_like reference ["torch.full_like"] (input: Quantized; fill_value: f64, dtype: Option<DType>)
+        "One number, in the same shape" => float::full_like(input, fill_value, dtype);
     exp reference ["torch.exp"] (input: Quantized)
         "`e` to the power of `x`" => float::exp(input);
     sin reference ["torch.sin"] (input: Quantized)
@@ -280,6 +328,13 @@ operators! {
     group_norm ours ["F.group_norm", "torch.group_norm"]
         (input: Quantized, weight: OptionalQuantized, bias: MaybeQuantized; num_groups: usize, eps: f64)
         "Each group of channels of `[n, c, ..]` to mean 0 and variance 1, times `weight`, plus `bias`" => float::group_norm(input, num_groups, weight, bias, eps);
+    batch_norm ours ["F.batch_norm", "torch.batch_norm"]
+        (input: Quantized, mean: Plain, variance: Plain, weight: OptionalQuantized, bias: MaybeQuantized; eps: f64)
+        "`(x - mean) / sqrt(variance + eps) · weight + bias` per channel of `[n, c, ..]`" => float::batch_norm(input, mean, variance, weight, bias, eps);
     adaptive_avg_pool2d ours ["F.adaptive_avg_pool2d"] (input: Quantized; output_size: &[Option<usize>; 2])
         "The means of as many windows as asked for" => float::adaptive_avg_pool2d(input, *output_size);
+    mean ours ["torch.mean"] (input: Quantized; dim: Option<isize>)
+        "The mean along an axis, or of everything" => float::mean(input, dim.map(|dim| dim as i64), false);
+    rotary ours [] (input: Quantized, cos: Plain, sin: Plain; interleaved: bool)
+        "Pairs of the last axis turned by an angle that grows with the position" => float::rotary(input, cos, sin, interleaved);
 }
