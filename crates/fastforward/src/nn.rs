@@ -1,10 +1,43 @@
 //! Layers with quantizer slots.
+//!
+//! A layer is a struct of public fields: its parameters, its settings, and a slot for each tensor that may be quantized
+//! (spec §5.7). [`Layer::forward`] sends the input and the parameters through their slots and calls the operator of
+//! [`functional`] with the output slot. Parameters are named as in torch, so that weights saved there load through a
+//! `VarBuilder`.
+//!
+//! | slot | tag | there is none |
+//! |---|---|---|
+//! | `input_quantizer` | `activation/input` | in embeddings, whose input are numbers of rows |
+//! | `weight_quantizer` | `parameter/weight` | in layers without a weight |
+//! | `bias_quantizer` | `parameter/bias` | in layers without a bias |
+//! | `output_quantizer` | `activation/output` | |
+//!
+//! [`Sequential`], [`Identity`] and [`Flatten`] have no slots; attention has more, which its documentation lists.
+//!
+//! A layer of one's own is made the same way: see [`Linear`], whose source is the pattern.
 
+mod activation;
+mod check;
+mod containers;
+mod conv;
+mod identity;
 mod layer;
 mod linear;
+mod norm;
 mod param;
+mod pool;
+mod sequential;
 
 pub use crate::tensor::operator::functional;
+pub use activation::{
+    GELU, Hardsigmoid, Hardswish, LeakyReLU, ReLU, ReLU6, SiLU, Sigmoid, Softmax, Tanh,
+};
+pub use containers::{ModuleDict, ModuleList};
+pub use conv::{Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
+pub use identity::{Flatten, Identity};
 pub use layer::Layer;
 pub use linear::Linear;
+pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use param::Param;
+pub use pool::{AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, AvgPool3d, MaxPool2d};
+pub use sequential::Sequential;

@@ -1,5 +1,7 @@
 //! Modules with one input and one output.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use crate::module::Module;
@@ -21,5 +23,18 @@ pub trait Layer: Module {
     /// As for [`forward`](Layer::forward).
     fn forward_tensor(&self, x: &Tensor) -> Result<Value> {
         self.forward(&x.into())
+    }
+}
+
+impl<L: Layer + ?Sized> Layer for Box<L> {
+    fn forward(&self, x: &Value) -> Result<Value> {
+        (**self).forward(x)
+    }
+}
+
+/// A layer with several owners; see [`Module`] for what that means for the tree.
+impl<L: Layer + ?Sized> Layer for Arc<L> {
+    fn forward(&self, x: &Value) -> Result<Value> {
+        (**self).forward(x)
     }
 }

@@ -1,0 +1,9 @@
+//! The layers: their slots and parameters, what they compute, what they learn, what strict mode says of them.
+#![cfg(feature = "eager")]
+
+mod common;
+mod computed;
+mod containers;
+mod learned;
+mod named;
+mod strict;
