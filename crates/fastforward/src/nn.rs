@@ -17,6 +17,7 @@
 //! A layer of one's own is made the same way: see [`Linear`], whose source is the pattern.
 
 mod activation;
+mod add;
 mod check;
 mod containers;
 mod conv;
@@ -32,6 +33,7 @@ pub use crate::tensor::operator::functional;
 pub use activation::{
     GELU, Hardsigmoid, Hardswish, LeakyReLU, ReLU, ReLU6, SiLU, Sigmoid, Softmax, Tanh,
 };
+pub use add::Add;
 pub use containers::{ModuleDict, ModuleList};
 pub use conv::{Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
 pub use identity::{Flatten, Identity};

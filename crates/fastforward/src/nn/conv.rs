@@ -12,6 +12,9 @@ use crate::tensor::{Apply, Result, Value};
 
 /// What the settings of a convolution and of a transposed one have in common, as far as layers need it.
 trait Settings<const N: usize> {
+    /// The axis of the weight that counts output channels.
+    const OUT_AXIS: usize = 0;
+
     /// The shape of the weight.
     fn weight_shape(&self, channels: [usize; 2], kernel_size: [usize; N]) -> Vec<usize>;
     /// How many channels a weight makes, and what is wrong with it.
@@ -36,6 +39,8 @@ impl<const N: usize> Settings<N> for Conv<N> {
 }
 
 impl<const N: usize> Settings<N> for ConvTranspose<N> {
+    const OUT_AXIS: usize = 1;
+
     fn weight_shape(&self, [input, output]: [usize; 2], kernel_size: [usize; N]) -> Vec<usize> {
         [&[input, output / self.groups.max(1)], &kernel_size[..]].concat()
     }
@@ -168,7 +173,10 @@ macro_rules! convolutions {
                 Ok(Self {
                     options,
                     input_quantizer: QuantizerSlot::input(),
-                    weight_quantizer: QuantizerSlot::weight(weight.dims()),
+                    weight_quantizer: QuantizerSlot::weight_along(
+                        weight.dims(),
+                        <$options<$n> as Settings<$n>>::OUT_AXIS,
+                    ),
                     bias_quantizer: bias.as_ref().map(|bias| QuantizerSlot::bias(bias.dims())),
                     output_quantizer: QuantizerSlot::output(),
                     weight,

@@ -77,9 +77,17 @@ impl QuantizerSlot {
         }))
     }
 
-    /// An empty slot for a weight of this shape.
+    /// An empty slot for a weight of this shape whose first axis counts output channels.
     pub fn weight(shape: &[usize]) -> Self {
-        Self::new(QuantizerMetadata::weight().with_shape(shape))
+        Self::weight_along(shape, 0)
+    }
+
+    /// An empty slot for a weight of this shape whose output channels lie along `channel_axis`: what a rule means by
+    /// `per_output_channel`.
+    pub fn weight_along(shape: &[usize], channel_axis: usize) -> Self {
+        let axis = channel_axis.to_string();
+        let metadata = QuantizerMetadata::weight().with_shape(shape);
+        Self::new(metadata.with_attribute(crate::quantization::quant_init::CHANNEL_AXIS, axis))
     }
 
     /// An empty slot for a bias of this shape.
