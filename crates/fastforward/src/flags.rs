@@ -21,6 +21,7 @@
 //! | [`strict_quantization`] | on | floats where quantized values are expected are errors |
 //! | [`export_mode`] | off | quantizers return floats on their grid instead of quantized tensors |
 //! | [`integer_execution`](integer_execution_mode) | on | products of 8-bit codes are computed in integers where nothing records gradients |
+//! | [`training_mode`] | off | dropout drops; batch normalization takes its statistics from the batch, and keeps them |
 //! | [`inference`] | off | no gradients are recorded, and quantized weights are kept for as long as the guard lives |
 
 use std::cell::RefCell;
@@ -32,6 +33,7 @@ enum Switch {
     Strict,
     Export,
     Integer,
+    Training,
     Inference,
 }
 
@@ -89,6 +91,19 @@ pub fn integer_execution_mode(integer: bool) -> FlagGuard {
 /// Whether products of 8-bit codes are computed in integers.
 pub fn integer_execution() -> bool {
     get(Switch::Integer).unwrap_or(true)
+}
+
+/// Training mode, on or off, while the guard lives: what `Module.train()` is in torch, for the thread instead of the model, so
+/// that one thread can train a model while others evaluate it. Layers whose own mode is fixed
+/// ([`BatchNorm`](crate::nn::BatchNorm), [`Dropout`](crate::nn::Dropout)) do not follow it. It is independent of
+/// [`inference`]: statistics can be gathered without gradients.
+pub fn training_mode(training: bool) -> FlagGuard {
+    hold(Switch::Training, training)
+}
+
+/// Whether training mode is on.
+pub fn training() -> bool {
+    get(Switch::Training).unwrap_or(false)
 }
 
 /// No gradients while the guard lives. Parameters are read as constants, and each weight is quantized once and kept until the

@@ -103,9 +103,15 @@ impl Linear {
 
 impl Layer for Linear {
     fn forward(&self, x: &Value) -> Result<Value> {
-        let x = self.input_quantizer.apply(x)?;
+        self.forward_quantized(&self.input_quantizer.apply(x)?)
+    }
+}
+
+impl Linear {
+    /// The output for what has been through the input slot already.
+    pub(super) fn forward_quantized(&self, x: &Value) -> Result<Value> {
         let weight = self.weight.quantized(&self.weight_quantizer)?;
         let bias = Param::quantized_option(self.bias.as_ref(), self.bias_quantizer.as_ref())?;
-        F::linear(&x, &weight, bias.as_ref(), &self.output_quantizer)
+        F::linear(x, &weight, bias.as_ref(), &self.output_quantizer)
     }
 }

@@ -4,6 +4,7 @@ use candle_core::Var;
 use fastforward::module::named_parameters;
 use fastforward::nn::*;
 use fastforward::tensor::Result;
+use fastforward::tensor::float::{self, AvgPool, Conv, ConvTranspose};
 
 use crate::common::{Weights, noise, numbers};
 
@@ -53,6 +54,27 @@ fn gradients_reach_every_parameter_and_the_input() -> Result<()> {
         &Flatten::default(),
     ] {
         check(layer, &[2, 3, 4]);
+    }
+    let conv = Conv { groups: 2, ..Conv::default() };
+    check(&Conv1d::new(4, 6, [3], conv, true, vb("conv1d"))?, &[2, 4, 7]);
+    check(&Conv2d::new(3, 6, [3; 2], Conv::default(), true, vb("conv2d"))?, &[2, 3, 5, 5]);
+    check(&Conv3d::new(3, 2, [2; 3], Conv::default(), true, vb("conv3d"))?, &[2, 3, 3, 3, 3]);
+    let transposed = ConvTranspose { groups: 2, ..ConvTranspose::default() };
+    check(&ConvTranspose1d::new(4, 6, [3], transposed, true, vb("t1"))?, &[2, 4, 7]);
+    let transposed = ConvTranspose { stride: [2; 2], ..ConvTranspose::default() };
+    check(&ConvTranspose2d::new(3, 6, [3; 2], transposed, true, vb("t2"))?, &[2, 3, 5, 5]);
+    let transposed = ConvTranspose::default();
+    check(&ConvTranspose3d::new(3, 2, [2; 3], transposed, true, vb("t3"))?, &[2, 3, 3, 3, 3]);
+    check(&AvgPool1d::new(AvgPool::new([2])), &[2, 3, 5]);
+    check(&AvgPool2d::new(AvgPool::new([2; 2])), &[2, 3, 5, 5]);
+    check(&AvgPool3d::new(AvgPool::new([2; 3])), &[2, 3, 2, 4, 4]);
+    check(&MaxPool2d::new(float::MaxPool2d::new([2; 2])), &[2, 3, 5, 5]);
+    check(&AdaptiveAvgPool2d::new([Some(2), None]), &[2, 3, 5, 5]);
+    check(&RotaryEmbedding::new(4, 8, 10.0, true, crate::common::CPU)?, &[2, 5, 4]);
+    check(&Dropout::new(0.3, 1)?, &[4, 6]);
+    {
+        let _training = fastforward::flags::training_mode(true);
+        check(&Dropout::new(0.3, 1)?, &[4, 6]);
     }
     let model = Sequential::new()
         .add(Linear::new(6, 4, true, vb("0"))?)

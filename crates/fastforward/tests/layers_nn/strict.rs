@@ -7,7 +7,7 @@ use fastforward::quantization::quant_init::{InitializeOptions, QuantizationConfi
 use fastforward::tensor::{Apply, Result};
 use fastforward::{ErrorKind, Module};
 
-use crate::common::{Weights, noise};
+use crate::common::{check_close, noise};
 
 fn dynamic() -> QuantizerSpec {
     QuantizerSpec::DynamicLinear(DynamicLinearQuantizerConfig::new(8))
@@ -18,19 +18,17 @@ struct Block {
     layers: Sequential,
 }
 
-fn block(weights: &Weights) -> Result<Block> {
-    let vb = weights.vb();
+fn block() -> Result<Block> {
     let layers = Sequential::new()
-        .add(Linear::new(3, 4, true, vb.pp("0"))?)
+        .add(Linear::from_tensors(noise(&[4, 3]), Some(noise(&[4])))?)
         .add(ReLU::new())
-        .add_named("norm", LayerNorm::new(&[4], 1e-5, true, vb.pp("norm"))?)?;
+        .add_named("norm", LayerNorm::from_tensors(&[4], Some(noise(&[4])), None, 1e-5)?)?;
     Ok(Block { layers })
 }
 
 #[test]
 fn an_error_names_the_module_the_operator_and_every_operand() -> Result<()> {
-    let weights = Weights::new();
-    let model = block(&weights)?;
+    let model = block()?;
     name_slots(&model);
     let error = model.layers.forward_tensor(&noise(&[2, 3])).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Strict);
@@ -45,8 +43,7 @@ fn an_error_names_the_module_the_operator_and_every_operand() -> Result<()> {
 
 #[test]
 fn a_filled_model_runs_in_strict_mode() -> Result<()> {
-    let weights = Weights::new();
-    let model = block(&weights)?;
+    let model = block()?;
     let mut config = QuantizationConfig::for_model(&model);
     for query in [
         "**/[quantizer:parameter/weight]",
@@ -59,8 +56,8 @@ fn a_filled_model_runs_in_strict_mode() -> Result<()> {
     let y = model.layers.forward_tensor(&noise(&[2, 3]))?;
     assert!(y.is_quantized());
     let _lenient = fastforward::flags::strict_quantization(false);
-    let float = block(&weights)?.layers.forward_tensor(&noise(&[2, 3]))?.dequantize()?;
-    crate::common::check_close(&y.dequantize()?, &float, 0.05);
+    let float = block()?.layers.forward_tensor(&noise(&[2, 3]))?.dequantize()?;
+    check_close(&y.dequantize()?, &float, 0.05);
     Ok(())
 }
 

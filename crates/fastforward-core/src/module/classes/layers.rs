@@ -137,6 +137,8 @@ layers! {
     parameter_dict = "ParameterDict" in "container";
     /// Scaled dot-product attention by several heads.
     multihead_attention = "MultiheadAttention" in "activation" also "MultiHeadAttention";
+    /// The same without projections: what each head does.
+    scaled_dot_product_attention = "ScaledDotProductAttention";
     /// Rotation of pairs of features by their position.
     rotary_embedding = "RotaryEmbedding";
 }

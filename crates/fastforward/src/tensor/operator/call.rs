@@ -203,18 +203,28 @@ impl<'a> Call<'a> {
 
     /// Runs the call: a registered kernel, or `float` after the checks of strict mode.
     pub(super) fn run(&self, float: impl FnOnce() -> Result<Tensor>) -> Result<Value> {
-        self.run_kernel_or(float).map_err(|error| match self.output.module() {
+        match dispatch::find(self) {
+            Some(kernel) => kernel(self).map_err(|error| self.placed(error)),
+            None => self.run_float(float),
+        }
+    }
+
+    /// Runs `float` after the checks of strict mode, whatever kernels there are.
+    pub(crate) fn run_float(&self, float: impl FnOnce() -> Result<Tensor>) -> Result<Value> {
+        self.checked(float).map_err(|error| self.placed(error))
+    }
+
+    /// The error with the path of the module before it, where its message does not have it already.
+    fn placed(&self, error: Error) -> Error {
+        match self.output.module() {
             Some(module) if error.kind() != ErrorKind::Strict && !module.is_empty() => {
                 error.at(format_args!("`{module}`"))
             }
             _ => error,
-        })
+        }
     }
 
-    fn run_kernel_or(&self, float: impl FnOnce() -> Result<Tensor>) -> Result<Value> {
-        if let Some(kernel) = dispatch::find(self) {
-            return kernel(self);
-        }
+    fn checked(&self, float: impl FnOnce() -> Result<Tensor>) -> Result<Value> {
         if self.output.is_strict() {
             self.check_strict()?;
         }
