@@ -39,6 +39,7 @@ mod sequential;
 
 pub use activation::{
     GELU, Hardsigmoid, Hardswish, LeakyReLU, ReLU, ReLU6, SiLU, Sigmoid, Softmax, Tanh,
+    activation_from_candle,
 };
 pub use add::Add;
 pub use attention::{

@@ -1,10 +1,12 @@
 //! Activations: functions of each element, and softmax.
 
+use candle_nn::Activation;
+
 use super::{Layer, functional as F};
 use crate::Module;
 use crate::quantization::QuantizerSlot;
 use crate::tensor::float::GeluApproximation;
-use crate::tensor::{Apply, Result, Value};
+use crate::tensor::{Apply, Error, Result, Value};
 
 /// Defines activations that have no settings. A row reads: documentation, name, class, operator.
 macro_rules! activations {
@@ -151,4 +153,35 @@ impl Default for LeakyReLU {
     fn default() -> Self {
         Self::new(0.01)
     }
+}
+
+/// The layer for one of candle's activations, which configurations of models name.
+///
+/// ```
+/// use fastforward::nn::activation_from_candle;
+/// let layer = activation_from_candle(candle_nn::Activation::Swish)?;
+/// assert_eq!(layer.class().name(), "SiLU");
+/// # Ok::<(), fastforward::tensor::Error>(())
+/// ```
+///
+/// # Errors
+/// [`ErrorKind::Operator`](crate::ErrorKind::Operator) for those that there is no layer for: `Relu2`, `Swiglu`, `Mish`, `Elu`.
+pub fn activation_from_candle(activation: Activation) -> Result<Box<dyn Layer>> {
+    Ok(match activation {
+        Activation::Gelu => Box::new(GELU::default()),
+        Activation::NewGelu | Activation::GeluPytorchTanh => {
+            Box::new(GELU::new(GeluApproximation::Tanh))
+        }
+        Activation::Relu => Box::new(ReLU::new()),
+        Activation::Relu6 => Box::new(ReLU6::new()),
+        Activation::Silu | Activation::Swish => Box::new(SiLU::new()),
+        Activation::Sigmoid => Box::new(Sigmoid::new()),
+        Activation::HardSigmoid => Box::new(Hardsigmoid::new()),
+        Activation::HardSwish => Box::new(Hardswish::new()),
+        Activation::LeakyRelu(negative_slope) => Box::new(LeakyReLU::new(negative_slope)),
+        Activation::Relu2 | Activation::Swiglu | Activation::Mish | Activation::Elu(_) => {
+            let what = format!("there is no layer for candle's `{activation:?}`");
+            return Err(Error::operator("activation_from_candle", what));
+        }
+    })
 }

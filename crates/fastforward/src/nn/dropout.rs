@@ -90,7 +90,7 @@ impl Dropout {
             return None;
         }
         let forward = self.counter.fetch_add(1, Ordering::Relaxed);
-        // Far apart for neighbouring seeds: they are multiplied by an odd number, the fraction of the golden ratio.
+        // The odd factor, 2^64 over the golden ratio, keeps the forwards of neighbouring seeds apart.
         Some(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(forward))
     }
 }

@@ -191,6 +191,37 @@ fn activations_compute_what_torch_computes() -> Result<()> {
 }
 
 #[test]
+fn activations_made_from_candles_compute_the_same() -> Result<()> {
+    use candle_nn::Activation;
+    let x = (noise(&[50]) * 4.0)?;
+    for activation in [
+        Activation::Gelu,
+        Activation::NewGelu,
+        Activation::GeluPytorchTanh,
+        Activation::Relu,
+        Activation::Relu6,
+        Activation::Silu,
+        Activation::Swish,
+        Activation::Sigmoid,
+        Activation::HardSigmoid,
+        Activation::HardSwish,
+        Activation::LeakyRelu(0.2),
+    ] {
+        check_close(
+            &run(&activation_from_candle(activation)?, &x)?,
+            &activation.forward(&x)?,
+            1e-5,
+        );
+    }
+    let error = activation_from_candle(Activation::Elu(1.0)).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "activation_from_candle: there is no layer for candle's `Elu(1.0)`"
+    );
+    Ok(())
+}
+
+#[test]
 fn softmax_is_along_the_axis_that_is_asked_for() -> Result<()> {
     let x = Tensor::new(&[[0f32, 1.0], [0.0, 1.0]], CPU)?;
     check_numbers(&run(&Softmax::new(0), &x)?, &[0.5; 4], 1e-7);

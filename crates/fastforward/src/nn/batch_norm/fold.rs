@@ -101,6 +101,8 @@ fn folded(
 ) -> Result<(Tensor, Tensor)> {
     let dtype = weight.dtype();
     let dims = weight.dims().to_vec();
+    // Settings may have been changed since they were checked.
+    let groups = groups.map(|groups| groups.max(1));
     let outputs = groups.map_or(dims[0], |groups| dims[1] * groups);
     let &[channels] = norm.running_mean.dims() else {
         return Err(no_channels(layer, norm, outputs));
