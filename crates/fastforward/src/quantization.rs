@@ -9,6 +9,10 @@ mod disable;
 #[cfg(feature = "eager")]
 mod fuse;
 #[cfg(feature = "eager")]
+pub mod model_state;
+#[cfg(feature = "eager")]
+pub mod python_state;
+#[cfg(feature = "eager")]
 pub mod trainable;
 
 #[cfg(feature = "eager")]
@@ -23,5 +27,9 @@ pub use fuse::{
     ParameterQuantizer, find_parameter_quantizers, freeze_parameters, fuse_qdq_weights,
     stub_weight_quantizers,
 };
+#[cfg(feature = "eager")]
+pub use model_state::{LoadOptions, SaveOptions, load_quantized_model, save_quantized_model};
+#[cfg(feature = "eager")]
+pub use python_state::load_python_quantization_state;
 #[cfg(feature = "eager")]
 pub use trainable::{TrainableOptions, TrainableParameters, TrainableQuantizer, trainable};

@@ -19,13 +19,15 @@ use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{sha256_of, write_whole};
-use crate::module::{Module, named_slots};
+use crate::module::{Module, SlotEntry, named_slots};
 use crate::quantization::Granularity;
 use crate::quantization::affine::{
     AffineParameters, LinearQuantizer, LinearQuantizerConfig, SavedQuantizer,
 };
 use crate::quantization::dynamic::{DynamicLinearQuantizer, DynamicLinearQuantizerConfig};
-use crate::quantization::quant_init::{InitializeOptions, OverwritePolicy};
+use crate::quantization::quant_init::{
+    InitializeOptions, OverwritePolicy, Resolution, SlotResolution,
+};
 use crate::quantization::quantizer::{Quantizer, SlotUpdate, apply_updates};
 use crate::{Error, ErrorKind};
 
@@ -46,6 +48,24 @@ pub struct StateInfo {
     /// Which rule put a quantizer into a slot, by the slot's first name.
     #[serde(skip)]
     pub rules: HashMap<String, String>,
+}
+
+impl StateInfo {
+    /// The state of a model of this name, made by no rules.
+    pub fn new(model: impl Into<String>) -> Self {
+        Self { model: model.into(), ..Self::default() }
+    }
+
+    /// The same with the rules of a resolution: of each slot the one that decides it.
+    #[must_use]
+    pub fn with_rules(mut self, resolution: &Resolution) -> Self {
+        let winner = |slot: &SlotResolution| {
+            let rule = resolution.rules.get(slot.winner?.rule)?;
+            Some((slot.name().to_owned(), rule.label.clone()))
+        };
+        self.rules.extend(resolution.slots.iter().filter_map(winner));
+        self
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -219,6 +239,20 @@ pub fn load_quantization_state(
     expected_model: Option<&str>,
     options: InitializeOptions,
 ) -> Result<StateInfo, Error> {
+    plan_quantization_state(model, folder, expected_model, options)?.apply()
+}
+
+/// Reads and checks a saved state as [`load_quantization_state`] does, and changes nothing yet: for what has to be loaded
+/// together with other things, or not at all.
+///
+/// # Errors
+/// As for [`load_quantization_state`].
+pub fn plan_quantization_state(
+    model: &dyn Module,
+    folder: &Path,
+    expected_model: Option<&str>,
+    options: InitializeOptions,
+) -> Result<StatePlan, Error> {
     let manifest_path = folder.join(MANIFEST);
     let wrong = |what: String| {
         Error::new(ErrorKind::State, format!("`{}`: {what}", manifest_path.display()))
@@ -247,13 +281,7 @@ pub fn load_quantization_state(
     let bytes = read(&tensors_path)?;
     let mut tensors = read_tensors(&tensors_path, &bytes)?;
     let slots = named_slots(model);
-    let by_name: HashMap<&str, usize> = slots
-        .iter()
-        .enumerate()
-        .flat_map(|(at, entry)| entry.names.iter().map(move |name| (name.as_str(), at)))
-        .collect();
-    let (mut problems, mut occupied, mut updates) = (Vec::new(), Vec::new(), Vec::new());
-    let mut filled: HashSet<usize> = HashSet::new();
+    let (mut problems, mut wanted) = (Vec::new(), Vec::new());
     let owned = restore_owned(&manifest.slots, &mut tensors, &mut problems);
     for saved in &manifest.slots {
         let Some(name) = saved.names.first() else {
@@ -287,12 +315,112 @@ pub fn load_quantization_state(
                 continue;
             }
         };
+        wanted.push((saved.names.as_slice(), quantizer));
+    }
+    let (updates, occupied) = place(&slots, &wanted, options, &mut problems);
+    problems.extend(tensors.keys().map(|name| format!("unexpected tensor `{name}`")));
+    check_placed(&problems, &occupied).map_err(|error| match error.kind() {
+        ErrorKind::State => error.at(format!("`{}`", folder.display())),
+        _ => error,
+    })?;
+    if sha256_of(&bytes) != manifest.tensors_sha256 {
+        return Err(wrong(format!(
+            "`{TENSORS}` is not the file that was saved with this manifest; the two belong together"
+        )));
+    }
+    let unset = manifest.slots.iter().filter_map(|slot| match &slot.quantizer {
+        Some(QuantizerState::LinearQuantizer { is_set: false, .. }) => slot.names.first().cloned(),
+        _ => None,
+    });
+    let unset = unset.collect();
+    let rules = manifest
+        .slots
+        .into_iter()
+        .filter_map(|slot| Some((slot.names.into_iter().next()?, slot.rule?)))
+        .collect();
+    Ok(StatePlan { updates, slots, unset, info: StateInfo { rules, ..manifest.info } })
+}
+
+/// A saved state that fits a model and is not in it yet; made by [`plan_quantization_state`].
+pub struct StatePlan {
+    updates: Vec<SlotUpdate>,
+    slots: Vec<SlotEntry>,
+    unset: Vec<String>,
+    info: StateInfo,
+}
+
+impl StatePlan {
+    /// A plan to put quantizers that were read elsewhere, from a file of another library, into the slots of these names. Where
+    /// a quantizer has several names, they must be those of one slot; one quantizer may come several times.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] naming every slot that the model lacks, that comes twice, or whose shape does not fit;
+    /// [`ErrorKind::AlreadySet`] as the policy says.
+    pub fn new(
+        model: &dyn Module,
+        info: StateInfo,
+        quantizers: &[(Vec<String>, Arc<dyn Quantizer>)],
+        options: InitializeOptions,
+    ) -> Result<Self, Error> {
+        let slots = named_slots(model);
+        let wanted: Vec<(&[String], Arc<dyn Quantizer>)> = quantizers
+            .iter()
+            .map(|(names, quantizer)| (names.as_slice(), Arc::clone(quantizer)))
+            .collect();
+        let mut problems = Vec::new();
+        let (updates, occupied) = place(&slots, &wanted, options, &mut problems);
+        check_placed(&problems, &occupied)?;
+        let is_unset = |quantizer: &Arc<dyn Quantizer>| {
+            matches!(quantizer.to_saved(), Some(SavedQuantizer::Linear(_, None)))
+        };
+        let unset = quantizers.iter().filter(|(_, quantizer)| is_unset(quantizer));
+        let unset = unset.filter_map(|(names, _)| names.first().cloned()).collect();
+        Ok(Self { updates, slots, unset, info })
+    }
+
+    /// What was saved beside the quantizers.
+    pub fn info(&self) -> &StateInfo {
+        &self.info
+    }
+
+    /// The slots whose quantizers were saved without a range.
+    pub fn unset(&self) -> &[String] {
+        &self.unset
+    }
+
+    /// Puts the quantizers into their slots: all, or none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnsafeUpdate`] when a slot has changed since the plan was made, unless it was made with `safe = false`.
+    pub fn apply(self) -> Result<StateInfo, Error> {
+        apply_updates(self.updates)?;
+        self.slots.iter().for_each(|entry| entry.slot.set_label(entry.name()));
+        Ok(self.info)
+    }
+}
+
+/// What has to be replaced so that each quantizer stands in the slot of its names, and the slots that are not to be filled.
+fn place(
+    slots: &[SlotEntry],
+    wanted: &[(&[String], Arc<dyn Quantizer>)],
+    options: InitializeOptions,
+    problems: &mut Vec<String>,
+) -> (Vec<SlotUpdate>, Vec<String>) {
+    let by_name: HashMap<&str, usize> = slots
+        .iter()
+        .enumerate()
+        .flat_map(|(at, entry)| entry.names.iter().map(move |name| (name.as_str(), at)))
+        .collect();
+    let (mut occupied, mut updates) = (Vec::new(), Vec::new());
+    let mut filled: HashSet<usize> = HashSet::new();
+    for (names, quantizer) in wanted {
+        let Some(name) = names.first() else { continue };
         let Some(&at) = by_name.get(name.as_str()) else {
             problems.push(format!("the model has no slot `{name}`"));
             continue;
         };
         let missing: Vec<&String> =
-            saved.names.iter().filter(|name| by_name.get(name.as_str()) != Some(&at)).collect();
+            names.iter().filter(|name| by_name.get(name.as_str()) != Some(&at)).collect();
         if !missing.is_empty() {
             problems.push(format!(
                 "`{name}` is shared with {missing:?} in the state, but not in the model"
@@ -304,7 +432,7 @@ pub fn load_quantization_state(
             problems.push(format!("slot `{name}` occurs twice"));
             continue;
         }
-        if let Err(error) = check_tiles(&quantizer, slot.metadata().shape()) {
+        if let Err(error) = check_tiles(quantizer, slot.metadata().shape()) {
             problems.push(error.at(format!("`{name}`")).to_string());
             continue;
         }
@@ -321,30 +449,20 @@ pub fn load_quantization_state(
             name: name.clone(),
             slot,
             expected: options.safe.then_some(current),
-            new: quantizer,
+            new: Arc::clone(quantizer),
         });
     }
-    problems.extend(tensors.keys().map(|name| format!("unexpected tensor `{name}`")));
+    (updates, occupied)
+}
+
+fn check_placed(problems: &[String], occupied: &[String]) -> Result<(), Error> {
     if !problems.is_empty() {
-        return Err(Error::of_problems(ErrorKind::State, "problems in the state", &problems)
-            .at(format!("`{}`", folder.display())));
+        return Err(Error::of_problems(ErrorKind::State, "problems in the state", problems));
     }
     if !occupied.is_empty() {
-        return Err(Error::of_problems(ErrorKind::AlreadySet, "slots cannot be filled", &occupied));
+        return Err(Error::of_problems(ErrorKind::AlreadySet, "slots cannot be filled", occupied));
     }
-    if sha256_of(&bytes) != manifest.tensors_sha256 {
-        return Err(wrong(format!(
-            "`{TENSORS}` is not the file that was saved with this manifest; the two belong together"
-        )));
-    }
-    apply_updates(updates)?;
-    slots.iter().for_each(|entry| entry.slot.set_label(entry.name()));
-    let rules = manifest
-        .slots
-        .into_iter()
-        .filter_map(|slot| Some((slot.names.into_iter().next()?, slot.rule?)))
-        .collect();
-    Ok(StateInfo { rules, ..manifest.info })
+    Ok(())
 }
 
 #[derive(Deserialize)]

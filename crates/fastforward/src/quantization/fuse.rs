@@ -157,6 +157,8 @@ impl Finder {
 
 fn fuse(found: &[ParameterQuantizer], stub_quantizers: bool) -> Result<Vec<String>> {
     let _constants = flags::inference();
+    // In export mode quantizers return floats, as if they were switched off.
+    let _codes = flags::export_mode(false);
     // The values each parameter is to get, by the parameter's identity, with the name of the slot they come from.
     let mut values: HashMap<Option<usize>, (Tensor, &str)> = HashMap::new();
     let mut written: Vec<(&ParameterQuantizer, Tensor)> = Vec::new();
@@ -211,9 +213,9 @@ fn fuse(found: &[ParameterQuantizer], stub_quantizers: bool) -> Result<Vec<Strin
 }
 
 fn same_bits(a: &Tensor, b: &Tensor) -> Result<bool> {
-    let bits = |x: &Tensor| -> Result<Vec<u32>> {
-        let x = x.to_dtype(candle_core::DType::F32)?.flatten_all()?;
-        Ok(x.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+    let bits = |x: &Tensor| -> Result<Vec<u64>> {
+        let x = x.to_dtype(candle_core::DType::F64)?.flatten_all()?;
+        Ok(x.to_vec1::<f64>()?.into_iter().map(f64::to_bits).collect())
     };
     Ok(bits(a)? == bits(b)?)
 }

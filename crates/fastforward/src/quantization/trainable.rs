@@ -155,21 +155,26 @@ impl TrainableParameters {
         self.named_vars().into_iter().map(|(_, var)| var).collect()
     }
 
-    /// Puts plain [`LinearQuantizer`]s with the learned parameters in the place of the trainable ones.
+    /// Puts plain [`LinearQuantizer`]s with the learned parameters in the place of the trainable ones, wherever these still
+    /// stand: a slot that holds something else by now keeps it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidRange`] when training left a scale that is not positive; [`ErrorKind::UnsafeUpdate`] when a slot
-    /// was changed in the meantime. Nothing is replaced then.
+    /// [`ErrorKind::InvalidRange`] naming every quantizer whose scale or offset training left without meaning;
+    /// [`ErrorKind::UnsafeUpdate`] when another thread changes a slot meanwhile. Nothing is replaced then.
     pub fn finish(self) -> Result<()> {
         let mut made: HashMap<usize, Arc<dyn Quantizer>> = HashMap::new();
+        let mut problems = Vec::new();
         for (name, quantizer) in &self.quantizers {
-            let linear = LinearQuantizer::new(quantizer.config.clone())?;
-            if quantizer.is_set() {
-                linear
-                    .set_parameters(quantizer.parameters()?)
-                    .map_err(|e| e.at(format_args!("`{name}`")))?;
+            match quantizer.finished() {
+                Ok(linear) => {
+                    made.insert(Arc::as_ptr(quantizer).cast::<()>() as usize, Arc::new(linear));
+                }
+                Err(error) => problems.push(error.at(format_args!("`{name}`")).to_string()),
             }
-            made.insert(Arc::as_ptr(quantizer).cast::<()>() as usize, Arc::new(linear));
+        }
+        if !problems.is_empty() {
+            let summary = "quantizers have no range any more";
+            return Err(Error::of_problems(ErrorKind::InvalidRange, summary, &problems).into());
         }
         let mut updates = Vec::new();
         for entry in &self.slots {
@@ -289,6 +294,20 @@ impl TrainableQuantizer {
         let offset = self.offset.as_ref().map(Learned::tensor);
         let scale = self.scale.tensor();
         QuantizedTensor::quantize_learned(x, &self.grid()?, &scale, offset.as_ref(), self.lsq)
+    }
+
+    /// The quantizer of the core that takes its place after training: without a range if it has none, and without the zeros
+    /// that a symmetric quantizer has for offsets here.
+    fn finished(&self) -> std::result::Result<LinearQuantizer, Error> {
+        let linear = LinearQuantizer::new(self.config.clone())?;
+        if self.is_set() {
+            let mut parameters = self.parameters()?;
+            if self.config.range.symmetric {
+                parameters.offset = parameters.offset.filter(|all| all.iter().any(|&o| o != 0.0));
+            }
+            linear.set_parameters(parameters)?;
+        }
+        Ok(linear)
     }
 
     /// The same settings and parameters as a quantizer of the core.

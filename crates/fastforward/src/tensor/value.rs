@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{QuantizedTensor, Result};
+use super::{QuantizedTensor, Result, record};
 
 /// A float tensor or a quantized one.
 ///
@@ -140,7 +140,11 @@ impl Value {
     /// # Errors
     /// As for [`QuantizedTensor::reshape`].
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
-        self.each(|float| Ok(float.reshape(shape)?), |quantized| quantized.reshape(shape))
+        self.each(
+            "reshape",
+            |float| Ok(float.reshape(shape)?),
+            |quantized| quantized.reshape(shape),
+        )
     }
 
     /// The axes `from..=to` as one.
@@ -149,6 +153,7 @@ impl Value {
     /// As for [`QuantizedTensor::flatten`].
     pub fn flatten(&self, from: isize, to: isize) -> Result<Self> {
         self.each(
+            "flatten",
             |float| Ok(float.flatten(axis(float, "flatten", from)?, axis(float, "flatten", to)?)?),
             |quantized| quantized.flatten(from, to),
         )
@@ -159,7 +164,7 @@ impl Value {
     /// # Errors
     /// As for [`QuantizedTensor::transpose`].
     pub fn transpose(&self, a: isize, b: isize) -> Result<Self> {
-        self.each(
+        self.each("transpose", 
             |float| Ok(float.transpose(axis(float, "transpose", a)?, axis(float, "transpose", b)?)?),
             |quantized| quantized.transpose(a, b),
         )
@@ -171,6 +176,7 @@ impl Value {
     /// As for [`QuantizedTensor::permute`].
     pub fn permute(&self, axes: &[isize]) -> Result<Self> {
         self.each(
+            "permute",
             |float| {
                 let order: Result<Vec<usize>> =
                     axes.iter().map(|&a| axis(float, "permute", a)).collect();
@@ -186,6 +192,7 @@ impl Value {
     /// As for [`QuantizedTensor::slice`].
     pub fn slice(&self, along: isize, range: Range<usize>, step: usize) -> Result<Self> {
         self.each(
+            "slice",
             |float| {
                 let at = axis(float, "slice", along)?;
                 if range.start > range.end || range.end > float.dims()[at] || step == 0 {
@@ -223,6 +230,7 @@ impl Value {
     /// As for [`QuantizedTensor::unsqueeze`].
     pub fn unsqueeze(&self, at: isize) -> Result<Self> {
         self.each(
+            "unsqueeze",
             |float| {
                 let from_first = if at < 0 { at + float.rank() as isize + 1 } else { at };
                 Ok(float.unsqueeze(from_first.try_into().unwrap_or(usize::MAX))?)
@@ -237,6 +245,7 @@ impl Value {
     /// As for [`QuantizedTensor::squeeze`].
     pub fn squeeze(&self, at: isize) -> Result<Self> {
         self.each(
+            "squeeze",
             |float| Ok(float.squeeze(axis(float, "squeeze", at)?)?),
             |quantized| quantized.squeeze(at),
         )
@@ -247,7 +256,11 @@ impl Value {
     /// # Errors
     /// As for [`QuantizedTensor::expand`].
     pub fn expand(&self, shape: &[usize]) -> Result<Self> {
-        self.each(|float| Ok(float.broadcast_as(shape)?), |quantized| quantized.expand(shape))
+        self.each(
+            "expand",
+            |float| Ok(float.broadcast_as(shape)?),
+            |quantized| quantized.expand(shape),
+        )
     }
 
     /// The same data in row-major order.
@@ -255,18 +268,23 @@ impl Value {
     /// # Errors
     /// [`ErrorKind::Tensor`](crate::ErrorKind::Tensor) from candle.
     pub fn contiguous(&self) -> Result<Self> {
-        self.each(|float| Ok(float.contiguous()?), QuantizedTensor::contiguous)
+        self.each("contiguous", |float| Ok(float.contiguous()?), QuantizedTensor::contiguous)
     }
 
+    /// Does the same to whichever it is; a recording sees it as an operator of this name.
     fn each(
         &self,
+        name: &'static str,
         float: impl FnOnce(&Tensor) -> Result<Tensor>,
         quantized: impl FnOnce(&QuantizedTensor) -> Result<QuantizedTensor>,
     ) -> Result<Self> {
-        Ok(match self {
+        record::into_operator(name, self);
+        let result = match self {
             Self::Float(tensor) => float(tensor)?.into(),
             Self::Quantized(tensor) => quantized(tensor)?.into(),
-        })
+        };
+        record::out_of_operator(name, &result);
+        Ok(result)
     }
 }
 

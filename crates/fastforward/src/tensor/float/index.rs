@@ -80,7 +80,7 @@ pub fn embedding(ids: &Tensor, weight: &Tensor, options: &Embedding) -> Result<T
         }
     };
     if let Some(max_norm) = options.max_norm {
-        if !(options.norm_type > 0.0) {
+        if options.norm_type.is_nan() || options.norm_type <= 0.0 {
             return error(format!("norm_type is {}; it must be positive", options.norm_type));
         }
         let mut rows = rows.to_vec();
@@ -470,6 +470,12 @@ mod tests {
         assert_eq!(y.to_vec1::<i64>().unwrap(), [1, 24, 3]);
         let y = index_add(&inputs[0], 1, &ids(&[]), &inputs[1].narrow(1, 0, 0).unwrap(), 1.0);
         assert_close(&y.unwrap(), &values(&inputs[0]), 0.0);
+        let nothing = Tensor::zeros((0, 2), DType::I64, &Device::Cpu).unwrap();
+        let column = nothing.narrow(1, 1, 1).unwrap().squeeze(1).unwrap(); // starts behind its storage
+        assert_eq!(
+            embedding(&column, &inputs[0].get(0).unwrap(), &Embedding::default()).unwrap().dims(),
+            [0, 3]
+        );
     }
 
     #[test]

@@ -145,7 +145,7 @@ pub fn cumsum(x: &Tensor, dim: i64) -> Result<Tensor> {
         check_cpu("cumsum", x)?;
         let mut out = whole::elements(x)?;
         for i in 0..out.len() {
-            if i / around.inner % around.n > 0 {
+            if !(i / around.inner).is_multiple_of(around.n) {
                 out[i] = out[i].wrapping_add(out[i - around.inner]);
             }
         }
