@@ -84,12 +84,12 @@ def record(r):
     r.add("sin", "signed_zero", torch.sin, corners(0.0, -0.0), tolerance="bits", gradient=False)
     r.add("tanh", "signed_zero", torch.tanh, corners(0.0, -0.0), tolerance="bits", gradient=False)
 
-    # Which elements are dropped is no part of the contract; that the others are divided by 1 - p is.
+    # Which elements are dropped is no part of the contract; that the others are multiplied by 1 / (1 - p) is.
     r.add("dropout", "evaluation", F.dropout, normal, dict(p=0.5, training=False), dtypes=FLOATS, tolerance="exact")
     r.add("dropout", "nothing", F.dropout, normal, dict(p=0.0, training=True), tolerance="exact")
     r.add("dropout", "everything", F.dropout, normal, dict(p=1.0, training=True), tolerance="exact")
     for p in (0.25, 0.5):
-        kept = lambda input, p, training: input / (1 - p)
+        kept = lambda input, p, training: input * (torch.ones_like(input) / (1 - p))
         r.add(
             "dropout",
             f"training_{p}",
