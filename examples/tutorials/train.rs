@@ -119,7 +119,7 @@ fn shifted(images: &Tensor, step: usize) -> Result<Tensor> {
     let padded = images.pad_with_zeros(2, 2, 2)?.pad_with_zeros(3, 2, 2)?;
     let (down, right) = (step * 7 % 5, step * 3 % 5);
     let moved = padded.narrow(2, down, 28)?.narrow(3, right, 28)?;
-    if step % 2 == 0 {
+    if step.is_multiple_of(2) {
         return Ok(moved);
     }
     let mirror: Vec<u32> = (0..28).rev().collect();

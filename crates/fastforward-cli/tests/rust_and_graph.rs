@@ -16,7 +16,7 @@ use assert_cmd::cargo::CommandCargoExt;
 use candle_core::Tensor;
 use fashion_cnn::{BatchNorms, FashionCnn};
 use fastforward::config::QuantConfigFile;
-use fastforward::data::{DataSpec, Dataset, InputType, ModelInput};
+use fastforward::data::{Dataset, InputType, ModelInput};
 use fastforward::flags;
 use fastforward::metrics::Metric;
 use fastforward::module::named_slots;

@@ -18,8 +18,9 @@ mod tests;
 use rayon::prelude::*;
 
 use crate::error::{KernelError, KernelErrorKind};
+use crate::lanes::Real;
 use grid::Grid;
-use product::{Packed, Product, product};
+use product::{Packed, Product, Start, product};
 
 /// The sizes of a convolution: everything but the numbers.
 ///
@@ -51,65 +52,6 @@ pub struct ConvShape {
     pub dilation: [usize; 3],
     /// Input positions that the first tap lies before the input.
     pub padding: [usize; 3],
-}
-
-/// Numbers that convolutions are computed with: `f32` and `f64`.
-pub trait Real: num::Real {}
-impl Real for f32 {}
-impl Real for f64 {}
-
-pub(crate) mod num {
-    use std::ops::{Add, AddAssign, Mul};
-
-    /// What kernels need of a number.
-    pub trait Real:
-        Copy
-        + Default
-        + Send
-        + Sync
-        + PartialOrd
-        + Add<Output = Self>
-        + Mul<Output = Self>
-        + AddAssign
-        + 'static
-    {
-        /// Less than every other number.
-        const LOWEST: Self;
-        /// `self · factor + sum`, rounded once.
-        fn fused(self, factor: Self, sum: Self) -> Self;
-        /// `self / count`.
-        fn over(self, count: usize) -> Self;
-    }
-
-    impl Real for f32 {
-        const LOWEST: f32 = f32::NEG_INFINITY;
-        #[inline(always)]
-        fn fused(self, factor: f32, sum: f32) -> f32 {
-            self.mul_add(factor, sum)
-        }
-        #[inline(always)]
-        fn over(self, count: usize) -> f32 {
-            self / count as f32
-        }
-    }
-
-    impl Real for f64 {
-        const LOWEST: f64 = f64::NEG_INFINITY;
-        #[inline(always)]
-        fn fused(self, factor: f64, sum: f64) -> f64 {
-            self.mul_add(factor, sum)
-        }
-        #[inline(always)]
-        fn over(self, count: usize) -> f64 {
-            self / count as f64
-        }
-    }
-
-    /// `a · b + c`, rounded once where `FUSED`.
-    #[inline(always)]
-    pub(crate) fn multiply_add<T: Real, const FUSED: bool>(a: T, b: T, c: T) -> T {
-        if FUSED { a.fused(b, c) } else { a * b + c }
-    }
 }
 
 /// Convolves: `out[n, o, p] = bias[o] + Σ_{c, t} weight[o, c, t] · x[n, c, p · stride + t · dilation - padding]`.
@@ -149,10 +91,15 @@ pub fn conv<T: Real>(
     length("input", sizes.x, x.len())?;
     length("weight", sizes.weight, weight.len())?;
     length("output", sizes.y, out.len())?;
-    fill_bias(shape.batch, shape.out_channels, bias, out)?;
-    if out.is_empty() || x.is_empty() {
+    bias.map_or(Ok(()), |bias| length("bias", shape.out_channels, bias.len()))?;
+    if out.is_empty() {
         return Ok(());
     }
+    if x.is_empty() {
+        fill_bias(shape.batch, shape.out_channels, bias, out);
+        return Ok(());
+    }
+    let shape = &shape.flattened();
     let grid = Grid::new(shape);
     let (in_group, out_group) = shape.group_channels();
     let depth = in_group * grid.taps.len();
@@ -177,12 +124,9 @@ pub fn conv<T: Real>(
             &scratch[..]
         };
         let weights = &weights[unit % shape.groups];
-        let positions = grid.positions;
-        product(
-            Product { weights, offsets: &offsets, source, positions, store: &store },
-            out,
-            parallel,
-        );
+        let (offsets, positions, store) = (&offsets, grid.positions, &store);
+        let start = Start::of(bias, unit % shape.groups, out_group);
+        product(Product { weights, offsets, source, positions, store, start }, out, parallel);
     });
     Ok(())
 }
@@ -207,11 +151,24 @@ pub fn conv_transposed<T: Real>(
     length("input", sizes.x, x.len())?;
     length("weight", sizes.weight, weight.len())?;
     length("output", sizes.y, y.len())?;
-    fill_bias(shape.batch, shape.in_channels, bias, x)?;
-    if x.is_empty() || y.is_empty() {
+    bias.map_or(Ok(()), |bias| length("bias", shape.in_channels, bias.len()))?;
+    if x.is_empty() {
         return Ok(());
     }
-    let grid = Grid::new(shape);
+    let shape = &shape.flattened();
+    let grid = if y.is_empty() {
+        None
+    } else {
+        Some(Grid::new(shape)).filter(|grid| grid.covers_input(shape))
+    };
+    let covered = grid.is_some();
+    if !covered {
+        fill_bias(shape.batch, shape.in_channels, bias, x);
+    }
+    if y.is_empty() {
+        return Ok(());
+    }
+    let grid = grid.unwrap_or_else(|| Grid::new(shape));
     let (in_group, out_group) = shape.group_channels();
     let taps = grid.taps.len();
     let in_place = grid.reads_in_place(shape);
@@ -253,7 +210,11 @@ pub fn conv_transposed<T: Real>(
         for (weights, offsets, store) in &phases {
             let weights = &weights[unit % shape.groups];
             let positions = grid.extent();
-            product(Product { weights, offsets, source, positions, store }, x, parallel);
+            let start = match covered {
+                true => Start::of(bias, unit % shape.groups, in_group),
+                false => Start::Output,
+            };
+            product(Product { weights, offsets, source, positions, store, start }, x, parallel);
         }
     });
     Ok(())
@@ -281,7 +242,7 @@ pub fn conv_weight_gradient<T: Real>(
     if x.is_empty() || y.is_empty() || grad.is_empty() {
         return Ok(());
     }
-    weight::gradient(shape, x, y, grad);
+    weight::gradient(&shape.flattened(), x, y, grad);
     Ok(())
 }
 
@@ -292,7 +253,7 @@ pub fn conv_weight_gradient<T: Real>(
 /// # Errors
 ///
 /// `y` has not `batch · channels · positions` elements.
-pub fn channel_sums<T: Real + Into<f64>>(
+pub fn channel_sums<T: Real>(
     y: &[T],
     batch: usize,
     channels: usize,
@@ -308,10 +269,10 @@ pub fn channel_sums<T: Real + Into<f64>>(
             // Lanes of their own, so that the additions need not wait for each other.
             let mut lanes = [0.0; 16];
             let chunks = y.chunks_exact(16);
-            let tail: f64 = chunks.remainder().iter().map(|&y| y.into()).sum();
+            let tail: f64 = chunks.remainder().iter().map(|y| y.widen()).sum();
             for chunk in chunks {
-                for (lane, &y) in lanes.iter_mut().zip(chunk) {
-                    *lane += y.into();
+                for (lane, y) in lanes.iter_mut().zip(chunk) {
+                    *lane += y.widen();
                 }
             }
             *sum += lanes.iter().sum::<f64>() + tail;
@@ -376,6 +337,24 @@ impl ConvShape {
         })
     }
 
+    /// Whether every output position reads the same input position, and no other.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == [1; 3]
+            && self.stride == [1; 3]
+            && self.padding == [0; 3]
+            && self.input == self.output
+    }
+
+    /// The same convolution with all positions along one axis, if it does not look around.
+    fn flattened(&self) -> Self {
+        let mut shape = self.clone();
+        if self.is_pointwise() {
+            shape.input = [1, 1, self.input.iter().product()];
+            shape.output = shape.input;
+        }
+        shape
+    }
+
     /// Input and output channels of one group.
     fn group_channels(&self) -> (usize, usize) {
         (self.in_channels / self.groups, self.out_channels / self.groups)
@@ -411,25 +390,13 @@ fn length(what: &'static str, expected: usize, found: usize) -> Result<(), Kerne
     Err(KernelErrorKind::Length { what, expected, found }.into())
 }
 
-/// Starts every output plane with its bias: everything else is added to it.
-fn fill_bias<T: Real>(
-    batch: usize,
-    channels: usize,
-    bias: Option<&[T]>,
-    out: &mut [T],
-) -> Result<(), KernelError> {
-    let Some(bias) = bias else {
-        out.fill(T::default());
-        return Ok(());
-    };
-    length("bias", channels, bias.len())?;
-    if !out.is_empty() {
-        let plane = out.len() / (batch * channels);
-        for (plane, bias) in out.chunks_mut(plane).zip(bias.iter().cycle()) {
-            plane.fill(*bias);
-        }
+/// Fills every plane with its bias.
+fn fill_bias<T: Real>(batch: usize, channels: usize, bias: Option<&[T]>, out: &mut [T]) {
+    let Some(bias) = bias else { return out.fill(T::default()) };
+    let plane = out.len() / (batch * channels);
+    for (plane, bias) in out.chunks_mut(plane).zip(bias.iter().cycle()) {
+        plane.fill(*bias);
     }
-    Ok(())
 }
 
 /// Fewer multiplications than this are not worth another thread.

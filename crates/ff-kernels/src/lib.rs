@@ -47,6 +47,7 @@ mod pack;
 mod pool;
 mod range;
 
+mod lanes;
 mod map;
 mod reduce;
 pub mod simd;
@@ -55,7 +56,7 @@ pub use affine::{
     Affine, Gradients, dequantize, dequantize_reference, fake_quantize, fake_quantize_backward,
     fake_quantize_backward_reference, fake_quantize_reference, quantize, quantize_reference,
 };
-pub use conv::{ConvShape, Real, channel_sums, conv, conv_transposed, conv_weight_gradient};
+pub use conv::{ConvShape, channel_sums, conv, conv_transposed, conv_weight_gradient};
 pub use dynamic::{dynamic_fake_quantize, dynamic_parameters, dynamic_quantize};
 pub use error::{AxisMismatch, KernelError, KernelErrorKind};
 pub use grid::{Code, IntegerGrid};
@@ -64,6 +65,7 @@ pub use integer::{
     integer_conv_reference, integer_linear, integer_linear_reference, integer_matmul,
     integer_matmul_reference, simulation_bound,
 };
+pub use lanes::Real;
 pub use metrics::{Difference, SQNR_EPSILON, sqnr_db};
 pub use onnx::{LinearParameters, dequantize_linear, dynamic_linear_parameters, quantize_linear};
 pub use pack::{Packed, pack, unpack};

@@ -1,11 +1,13 @@
 //! Pooling: averages and maxima over windows, and their gradients.
 
+#![allow(clippy::eq_op, reason = "only NaN differs from itself")]
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::conv::num::Real;
 use crate::error::{KernelError, KernelErrorKind};
+use crate::lanes::Real;
 use crate::simd::{Vectorized, dispatch};
 
 /// The sizes of an average over windows of up to three axes, fewer having leading axes of size 1.

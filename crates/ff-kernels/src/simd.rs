@@ -17,13 +17,21 @@ pub trait Vectorized {
 
 /// Instruction sets, the widest last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
+pub(crate) enum Level {
     /// What the crate was compiled for.
     Plain,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+}
+
+/// The widest instruction set that may be used.
+pub(crate) fn level() -> Level {
+    let level = detect();
+    #[cfg(test)]
+    let level = level.min(tests::HIGHEST.get());
+    level
 }
 
 /// The widest instruction set that this machine has.
@@ -52,10 +60,7 @@ pub fn dispatch<K: Vectorized>(kernel: K) -> K::Output {
         kernel.run()
     }
 
-    let level = detect();
-    #[cfg(test)]
-    let level = level.min(tests::HIGHEST.get());
-    match level {
+    match level() {
         Level::Plain => kernel.run(),
         // SAFETY: `detect` returns this level, or a higher one, only where every feature that the
         // function enables was found.
@@ -67,81 +72,21 @@ pub fn dispatch<K: Vectorized>(kernel: K) -> K::Output {
     }
 }
 
-/// Sums of products to be compiled for several instruction sets.
-///
-/// Unlike [`Vectorized`], these use the fused multiplication and addition of the machine where it
-/// has one, so the last bits of a result depend on the machine (never on the number of threads).
-pub(crate) trait Fused {
-    type Output;
-    /// Must be `#[inline(always)]`, as everything hot that it calls.
-    fn run<const FUSED: bool>(self) -> Self::Output;
-}
-
-/// The widest instruction set for [`Fused`] loops: one without fused operations counts as plain.
-fn detect_fused() -> Level {
-    #[cfg(target_arch = "x86_64")]
-    if !std::arch::is_x86_feature_detected!("fma") {
-        return Level::Plain;
-    }
-    let level = detect();
-    #[cfg(test)]
-    let level = level.min(tests::HIGHEST.get());
-    level
-}
-
-/// Whether [`dispatch_fused`] has 32 registers for its loops, rather than 16.
-pub(crate) fn many_registers() -> bool {
-    match detect_fused() {
-        Level::Plain => cfg!(target_arch = "aarch64"),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => false,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => true,
-    }
-}
-
-/// Runs `kernel` with the widest instruction set that this machine has.
-pub(crate) fn dispatch_fused<K: Fused>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,fma")]
-    fn avx512<K: Fused>(kernel: K) -> K::Output {
-        kernel.run::<true>()
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,bmi1,bmi2,fma")]
-    fn avx2<K: Fused>(kernel: K) -> K::Output {
-        kernel.run::<true>()
-    }
-
-    match detect_fused() {
-        // Every aarch64 machine fuses; elsewhere a fused operation would be a library call.
-        Level::Plain if cfg!(target_arch = "aarch64") => kernel.run::<true>(),
-        Level::Plain => kernel.run::<false>(),
-        // SAFETY: `detect_fused` returns this level, or a higher one, only where every feature
-        // that the function enables was found.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2(kernel) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512(kernel) },
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::cell::Cell;
 
     use super::*;
     use crate::*;
 
     #[cfg(target_arch = "x86_64")]
-    const LEVELS: [Level; 3] = [Level::Plain, Level::Avx2, Level::Avx512];
+    pub(crate) const LEVELS: [Level; 3] = [Level::Plain, Level::Avx2, Level::Avx512];
     #[cfg(not(target_arch = "x86_64"))]
-    const LEVELS: [Level; 1] = [Level::Plain];
+    pub(crate) const LEVELS: [Level; 1] = [Level::Plain];
 
     thread_local! {
         /// The highest level that this thread may use.
-        pub(super) static HIGHEST: Cell<Level> = const { Cell::new(LEVELS[LEVELS.len() - 1]) };
+        pub(crate) static HIGHEST: Cell<Level> = const { Cell::new(LEVELS[LEVELS.len() - 1]) };
     }
 
     #[test]

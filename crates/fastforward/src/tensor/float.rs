@@ -12,12 +12,15 @@ mod batch_norm;
 mod conv;
 mod dropout;
 mod index;
+mod interpolate;
 mod linear;
 mod norm;
+mod pad;
 mod pool;
 mod reduce;
 mod rotary;
 mod softmax;
+mod unfold;
 mod whole;
 
 mod broadcast;
@@ -44,8 +47,10 @@ pub use conv::{
 };
 pub use dropout::dropout;
 pub use index::{Embedding, embedding, index_add};
+pub use interpolate::{Interpolate, InterpolateMode, Resize, interpolate};
 pub use linear::{bmm, linear, matmul, mm};
 pub use norm::{group_norm, layer_norm, rms_norm};
+pub use pad::{Pad, PadMode, pad};
 pub use pool::{
     AvgPool, MaxPool2d, adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d, avg_pool1d,
     avg_pool2d, avg_pool3d, max_pool2d,
@@ -53,6 +58,7 @@ pub use pool::{
 pub use reduce::{cumsum, mean, sum};
 pub use rotary::rotary;
 pub use softmax::{log_softmax, softmax};
+pub use unfold::{Unfold, unfold};
 pub use whole::{
     bitwise_and, bitwise_left_shift, bitwise_not, bitwise_or, bitwise_right_shift, bitwise_xor,
 };

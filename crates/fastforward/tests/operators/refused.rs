@@ -40,20 +40,6 @@ pub const TABLE: &[Refusal] = &[
         reason: "activations are of floats",
         message: "an operand has dtype i64",
     },
-    Refusal { op: "unfold", when: |_| true, reason: "not there yet", message: "no arm calls it" },
-    Refusal {
-        op: "interpolate",
-        when: |_| true,
-        reason: "not there yet",
-        message: "no arm calls it",
-    },
-    Refusal { op: "pad", when: |_| true, reason: "not there yet", message: "no arm calls it" },
-    Refusal {
-        op: "scaled_dot_product_attention",
-        when: |_| true,
-        reason: "not there yet",
-        message: "no arm calls it",
-    },
 ];
 
 impl Refusal {

@@ -10,8 +10,8 @@
 use rayon::prelude::*;
 
 use super::ConvShape;
-use super::num::Real;
 use super::product::Store;
+use crate::lanes::Real;
 
 /// Where taps and outputs lie.
 pub(super) struct Grid {
@@ -81,13 +81,18 @@ impl Grid {
         self.taps.iter().map(|tap| tap.shift).max().unwrap_or(0)
     }
 
-    /// Whether input and output are grids as they stand: a kernel of one tap that moves by one.
+    /// Whether input and output are grids as they stand.
     pub(super) fn reads_in_place(&self, shape: &ConvShape) -> bool {
-        shape.kernel == [1; 3]
-            && shape.stride == [1; 3]
-            && shape.padding == [0; 3]
-            && shape.input == shape.output
-            && (shape.group_channels().0 < 16 || !collides(self.extent()))
+        shape.is_pointwise() && (shape.group_channels().0 < 16 || !collides(self.extent()))
+    }
+
+    /// Whether every position of the input belongs to a position of some phase.
+    pub(super) fn covers_input(&self, shape: &ConvShape) -> bool {
+        let all_phases = self.phases.len() == shape.stride.iter().product();
+        all_phases
+            && (0..3).all(|axis| {
+                self.size[axis] * shape.stride[axis] >= shape.padding[axis] + shape.input[axis]
+            })
     }
 
     /// Where positions go in an output plane.
@@ -206,6 +211,49 @@ impl Grid {
             }
         };
         each_channel(y, channel, scratch, plane, parallel, fill);
+    }
+}
+
+impl Grid {
+    /// Lays out the outputs of one group of one image in panels of `width` channels with the channels of a position side
+    /// by side, zero where no output is: `[panel][position][channel]`.
+    pub(super) fn lay_out_panels<T: Real>(
+        &self,
+        shape: &ConvShape,
+        y: &[T],
+        width: usize,
+        scratch: &mut Vec<T>,
+        parallel: bool,
+    ) {
+        let plane: usize = shape.output.iter().product();
+        let store = self.output_store(shape);
+        let panels = (y.len() / plane).div_ceil(width);
+        scratch.resize(panels * self.extent() * width, T::default());
+        let fill = |row: usize, out: &mut [T]| {
+            let (panel, row) = (row / store.rows.len(), row % store.rows.len());
+            let Some(start) = store.rows[row] else {
+                out.fill(T::default());
+                return;
+            };
+            let first = panel * width * plane;
+            let last = (first + width * plane).min(y.len());
+            let (out, rest) = out.split_at_mut(store.columns.end * width);
+            rest.fill(T::default());
+            for (column, out) in out.chunks_exact_mut(width).enumerate() {
+                let values = y[first..last].iter().skip(start + column).step_by(plane);
+                let live = (last - first) / plane;
+                for (out, y) in out.iter_mut().zip(values) {
+                    *out = *y;
+                }
+                out[live..].fill(T::default());
+            }
+        };
+        let row = store.pitch * width;
+        if parallel {
+            scratch.par_chunks_mut(row).enumerate().for_each(|(i, out)| fill(i, out));
+        } else {
+            scratch.chunks_mut(row).enumerate().for_each(|(i, out)| fill(i, out));
+        }
     }
 }
 

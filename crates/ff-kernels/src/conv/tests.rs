@@ -201,6 +201,30 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
+fn every_instruction_set_computes_the_same_sums() {
+    let shape = ConvShape {
+        batch: 2,
+        in_channels: 10,
+        out_channels: 38,
+        groups: 2,
+        input: [1, 9, 11],
+        output: [1, 5, 12],
+        kernel: [1, 3, 2],
+        stride: [1, 2, 1],
+        padding: [0, 1, 1],
+        ..BASE
+    };
+    for level in crate::simd::tests::LEVELS {
+        let limit = move |_| crate::simd::tests::HIGHEST.set(level);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).start_handler(limit).build();
+        pool.unwrap().install(|| {
+            check::<f32>(&shape);
+            check::<f64>(&shape);
+        });
+    }
+}
+
+#[test]
 fn what_is_no_convolution_is_an_error() {
     let say =
         |shape: &ConvShape| conv(shape, &[1.0], &[1.0], None, &mut [0.0]).unwrap_err().to_string();

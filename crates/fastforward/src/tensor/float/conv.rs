@@ -8,7 +8,7 @@ mod tests;
 use candle_core::Tensor;
 use ff_kernels::ConvShape;
 
-use super::spatial::{Problems, batched, reach, split, three};
+use super::spatial::{Problems, batched, check_size, reach, split, three};
 use crate::tensor::{Error, Result};
 use map::{Direction, Map};
 
@@ -258,6 +258,8 @@ fn conv<const N: usize>(
         });
         output[axis] = padded.saturating_sub(reach) / stride[axis] + 1;
     }
+    let out = [&[x.dims()[0], out_channels], &output[..]].concat();
+    check_size(&mut problems, &out);
     problems.stop()?;
 
     let shape = ConvShape {
@@ -272,7 +274,6 @@ fn conv<const N: usize>(
         dilation: three(*dilation, 1),
         padding: three(before, 0),
     };
-    let out = [&[x.dims()[0], out_channels], &output[..]].concat();
     let map = Map { name, shape, direction: Direction::Forward, out };
     map.apply(&x, weight, bias, unbatched)
 }
@@ -337,6 +338,8 @@ fn conv_transpose<const N: usize>(
         });
         output[axis] = full.saturating_sub(cut);
     }
+    let out = [&[x.dims()[0], out_channels], &output[..]].concat();
+    check_size(&mut problems, &out);
     problems.stop()?;
 
     // The transpose of the convolution that maps the output back to `x`.
@@ -352,7 +355,6 @@ fn conv_transpose<const N: usize>(
         dilation: three(*dilation, 1),
         padding: three(*padding, 0),
     };
-    let out = [&[x.dims()[0], out_channels], &output[..]].concat();
     let map = Map { name, shape, direction: Direction::Transposed, out };
     map.apply(&x, weight, bias, unbatched)
 }

@@ -1,16 +1,14 @@
 //! Pooling: averages and maxima over windows of the spatial axes.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result as CandleResult, Shape, Tensor};
+use candle_core::Tensor;
 use ff_kernels::{
     AveragePool, MaxPool, Window, average_pool, average_pool_gradient, max_pool, max_pool_gradient,
 };
 
-use super::spatial::{
-    Element, Problems, batched, by_dtype, common_float, elements, reach, split, three, widened,
-    with_elements,
-};
-use crate::tensor::{Error, Result};
+use super::custom::{self, Kernel};
+use super::real::Real;
+use super::spatial::{Problems, batched, check_size, reach, split, three};
+use crate::tensor::Result;
 
 /// The settings of average pooling over `N` axes; [`AvgPool::new`] has torch's defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +71,8 @@ pub fn avg_pool1d(x: &Tensor, options: &AvgPool<1>) -> Result<Tensor> {
 
 /// Averages over windows of two axes, as `torch.nn.functional.avg_pool2d`.
 ///
-/// `x` is `[batch, channels, height, width]`, or without the batch. There are `⌊(size + 2 · padding - kernel) / stride⌋
-/// + 1` windows along each axis; with `ceil_mode` the quotient is rounded up, except for a window that would begin in the
+/// `x` is `[batch, channels, height, width]`, or without the batch. Along each axis there are `1 +
+/// ⌊(size + 2 · padding - kernel) / stride⌋` windows; with `ceil_mode` the quotient is rounded up, except for a window that would begin in the
 /// padding at the end. A window's sum is divided by its positions: those inside the input and, if `count_include_pad`,
 /// inside its padding. Differentiable; f16 and bf16 are computed in f32 and rounded once.
 ///
@@ -238,7 +236,7 @@ fn adaptive<const N: usize>(
 }
 
 /// The windows that make every axis as long as asked for.
-fn adaptive_windows<const N: usize>(
+pub(super) fn adaptive_windows<const N: usize>(
     name: &'static str,
     input: [usize; N],
     output_size: [Option<usize>; N],
@@ -267,7 +265,7 @@ fn adaptive_windows<const N: usize>(
     }))
 }
 
-fn average<const N: usize>(
+pub(super) fn average<const N: usize>(
     name: &'static str,
     x: &Tensor,
     unbatched: bool,
@@ -333,48 +331,52 @@ enum Kind {
     Max(MaxPool),
 }
 
+/// The operator checks all sizes before it makes a [`Pool`], and operands of custom operators keep their shapes.
+const SETTLED: &str = "the sizes were checked when the operator was called";
+
 impl Pool {
     /// Applies the pooling to an input with a batch axis, which the result loses again if it was not there before.
     fn apply(self, x: &Tensor, unbatched: bool) -> Result<Tensor> {
-        let dtype = common_float(self.name, &[("input", Some(x))])?;
-        let out = widened(x)?.apply_op1(self)?.to_dtype(dtype)?;
+        let shape = self.out.clone();
+        let mut problems = Problems::new(self.name);
+        check_size(&mut problems, &shape);
+        problems.stop()?;
+        let out = custom::apply(self, [x], shape)?;
         Ok(if unbatched { out.squeeze(0)? } else { out })
-    }
-
-    fn forward<T: Element>(&self, x: &[T]) -> CandleResult<(CpuStorage, Shape)> {
-        let mut out = vec![T::default(); self.out.iter().product()];
-        match &self.kind {
-            Kind::Average(pool) => average_pool(pool, x, &mut out),
-            Kind::Max(pool) => max_pool(pool, x, &mut out),
-        }
-        .map_err(|error| Error::operator(self.name, error).into_candle())?;
-        Ok((T::to_cpu_storage_owned(out), Shape::from(self.out.clone())))
-    }
-
-    fn backward<T: Element>(&self, x: &Tensor, grad: &Tensor) -> CandleResult<Tensor> {
-        let out = with_elements::<T, _, 2>(self.name, [x, grad], |[x, grad]| {
-            let mut out = vec![T::default(); x.len()];
-            let done = match &self.kind {
-                Kind::Average(pool) => average_pool_gradient(pool, grad, &mut out),
-                Kind::Max(pool) => max_pool_gradient(pool, x, grad, &mut out),
-            };
-            done.map(|()| out).map_err(|error| Error::operator(self.name, error).into_candle())
-        })??;
-        Tensor::from_vec(out, x.shape(), x.device())
     }
 }
 
-impl CustomOp1 for Pool {
+impl Kernel<1> for Pool {
     fn name(&self) -> &'static str {
         self.name
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        by_dtype!(self.name, x.dtype(), T => self.forward::<T>(elements(self.name, x, layout)?))
+    fn forward<T: Real>(&self, [x]: [&[T]; 1]) -> Vec<T> {
+        let mut out = vec![T::ZERO; self.out.iter().product()];
+        match &self.kind {
+            Kind::Average(pool) => average_pool(pool, x, &mut out),
+            Kind::Max(pool) => max_pool(pool, x, &mut out),
+        }
+        .expect(SETTLED);
+        out
     }
 
-    fn bwd(&self, x: &Tensor, _out: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
-        by_dtype!(self.name, grad.dtype(), T => self.backward::<T>(x, grad)).map(Some)
+    fn backward<T: Real>(
+        &self,
+        [x]: [&[T]; 1],
+        _output: &[T],
+        grad: &[T],
+        [wanted]: [bool; 1],
+    ) -> [Option<Vec<T>>; 1] {
+        [wanted.then(|| {
+            let mut out = vec![T::ZERO; x.len()];
+            match &self.kind {
+                Kind::Average(pool) => average_pool_gradient(pool, grad, &mut out),
+                Kind::Max(pool) => max_pool_gradient(pool, x, grad, &mut out),
+            }
+            .expect(SETTLED);
+            out
+        })]
     }
 }
 

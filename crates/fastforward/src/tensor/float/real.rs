@@ -10,7 +10,8 @@ use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 /// `f32` or `f64`: what kernels compute in.
 pub(crate) trait Real:
-    Copy
+    ff_kernels::Real
+    + Copy
     + Debug
     + Default
     + PartialOrd
@@ -113,7 +114,7 @@ fn erf_f32(x: f32) -> f32 {
     let small = a * polynomial(
         x * x,
         [
-            1.128_379_1,
+            std::f32::consts::FRAC_2_SQRT_PI,
             -0.376_126_26,
             0.112_836,
             -0.026_854_445,

@@ -294,8 +294,14 @@ operators! {
         "`input` with `alpha` times the slices of `source` added where `index` says" => float::index_add(input, dim as i64, index, source, alpha);
     cumsum reference ["torch.cumsum"] (input: Quantized; dim: isize)
         "Running sums along an axis" => float::cumsum(input, dim as i64);
+    pad reference ["F.pad"] (input: Quantized; options: &Pad)
+        "More elements at the ends of the last axes" => float::pad(input, options);
     max_pool2d reference ["F.max_pool2d"] (input: Quantized; options: &MaxPool2d)
         "The largest of each window of `[n, c, h, w]`" => float::max_pool2d(input, options);
+    interpolate reference ["F.interpolate"] (input: Quantized; options: &Interpolate)
+        "Another number of elements along the spatial axes" => float::interpolate(input, options);
+    unfold reference ["F.unfold"] (input: Quantized; options: &Unfold)
+        "The windows of `[n, c, h, w]` as columns, `[n, c · kh · kw, windows]`" => float::unfold(input, options);
     ones_like reference ["torch.ones_like"] (input: Quantized; dtype: Option<DType>)
         "Ones of the same shape" => float::ones_like(input, dtype);
     zeros_like reference ["torch.zeros_like"] (input: Quantized; dtype: Option<DType>)

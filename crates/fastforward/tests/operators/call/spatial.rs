@@ -1,8 +1,11 @@
-//! Convolutions and pooling.
+//! Convolutions, pooling, and other changes of the spatial axes.
 
 use candle_core::Tensor;
 use fastforward::tensor::Result;
-use fastforward::tensor::float::{self, AvgPool, Conv, ConvTranspose, MaxPool2d, Padding};
+use fastforward::tensor::float::{
+    self, AvgPool, Conv, ConvTranspose, Interpolate, InterpolateMode, MaxPool2d, Pad, PadMode,
+    Padding, Unfold,
+};
 
 use super::Outcome;
 use crate::arguments::Arguments;
@@ -22,9 +25,64 @@ pub fn call(op: &str, a: &Arguments) -> Option<Result<Outcome>> {
         "adaptive_avg_pool2d" => {
             float::adaptive_avg_pool2d(a.tensor("input"), a.optional_per_axis("output_size"))
         }
+        "unfold" => float::unfold(a.tensor("input"), &unfold(a)),
+        "pad" => float::pad(a.tensor("input"), &pad(a)),
+        "interpolate" => float::interpolate(a.tensor("input"), &interpolate(a)),
         _ => return None,
     };
     Some(result.map(Outcome::from))
+}
+
+fn unfold(a: &Arguments) -> Unfold {
+    let default = Unfold::new(a.per_axis("kernel_size").expect("given"));
+    Unfold {
+        kernel_size: default.kernel_size,
+        dilation: a.per_axis("dilation").unwrap_or(default.dilation),
+        padding: a.per_axis("padding").unwrap_or(default.padding),
+        stride: a.per_axis("stride").unwrap_or(default.stride),
+    }
+}
+
+fn pad(a: &Arguments) -> Pad {
+    let pad = a.integers("pad").expect("given").into_iter().map(|n| n as isize).collect();
+    let value = a.number("value").unwrap_or(0.0);
+    let mode = match a.text("mode").expect("given") {
+        "constant" => PadMode::Constant(value),
+        "reflect" => PadMode::Reflect,
+        "replicate" => PadMode::Replicate,
+        "circular" => PadMode::Circular,
+        other => panic!("unknown mode `{other}`"),
+    };
+    Pad { pad, mode }
+}
+
+fn interpolate(a: &Arguments) -> Interpolate {
+    let mode = match a.text("mode").expect("given") {
+        "nearest" => InterpolateMode::Nearest,
+        "nearest-exact" => InterpolateMode::NearestExact,
+        "linear" => InterpolateMode::Linear,
+        "bilinear" => InterpolateMode::Bilinear,
+        "bicubic" => InterpolateMode::Bicubic,
+        "trilinear" => InterpolateMode::Trilinear,
+        "area" => InterpolateMode::Area,
+        other => panic!("unknown mode `{other}`"),
+    };
+    // One number holds for every spatial axis.
+    let axes = a.tensor("input").rank() - 2;
+    let spread = |list: Vec<f64>| if list.len() == 1 { vec![list[0]; axes] } else { list };
+    let options = match (a.numbers("size").map(spread), a.numbers("scale_factor").map(spread)) {
+        (Some(size), _) => {
+            Interpolate::size(size.into_iter().map(|n| n as usize).collect::<Vec<_>>(), mode)
+        }
+        (None, Some(factor)) => Interpolate::scale(factor, mode),
+        (None, None) => panic!("neither size nor scale_factor"),
+    };
+    Interpolate {
+        align_corners: a.flag("align_corners"),
+        recompute_scale_factor: a.flag("recompute_scale_factor"),
+        antialias: a.flag("antialias").unwrap_or(false),
+        ..options
+    }
 }
 
 type Convolution<O> = fn(&Tensor, &Tensor, Option<&Tensor>, &O) -> Result<Tensor>;

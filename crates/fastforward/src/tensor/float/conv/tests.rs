@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
 
-use super::super::spatial::check::{gradients, noise};
+use super::super::testing::{check_gradients, numbers};
 use super::*;
 
 fn close(found: &Tensor, expected: &[f64], every: usize) {
@@ -97,41 +97,41 @@ proptest! {
         groups in 1usize..3,
     ) {
         let inputs = [
-            noise(&[2, 2 * groups, size[0], size[1]], 1),
-            noise(&[2 * groups, 2, kernel[0], kernel[1]], 2),
-            noise(&[2 * groups], 3),
+            numbers(&[2, 2 * groups, size[0], size[1]], 1),
+            numbers(&[2 * groups, 2, kernel[0], kernel[1]], 2),
+            numbers(&[2 * groups], 3),
         ];
         let explicit = Padding::Explicit(padding);
         let options = Conv { stride, padding: explicit, dilation, groups };
-        gradients(&inputs, |t| conv2d(&t[0], &t[1], Some(&t[2]), &options));
-        gradients(&inputs[..2], |t| conv2d(&t[0], &t[1], None, &options));
+        check_gradients(&inputs, |t| conv2d(&t[0], &t[1], Some(&t[2]), &options));
+        check_gradients(&inputs[..2], |t| conv2d(&t[0], &t[1], None, &options));
         let padding = [0, 1].map(|a| padding[a].min((size[a] - 1) * stride[a] / 2));
         let output_padding = [stride[0] - 1, stride[1].max(dilation[1]) - 1];
         let options = ConvTranspose { stride, padding, output_padding, groups, dilation };
         // The weight of the transpose: [in, out / groups, ..]; two outputs per group as well.
-        gradients(&inputs, |t| conv_transpose2d(&t[0], &t[1], Some(&t[2]), &options));
+        check_gradients(&inputs, |t| conv_transpose2d(&t[0], &t[1], Some(&t[2]), &options));
     }
 }
 
 #[test]
 fn one_and_three_axes_have_gradients_too() {
     let options = Conv::<1> { padding: Padding::Same, groups: 2, ..Conv::default() };
-    let inputs = [noise(&[4, 7], 1), noise(&[6, 2, 4], 2), noise(&[6], 3)];
-    gradients(&inputs, |t| conv1d(&t[0], &t[1], Some(&t[2]), &options));
+    let inputs = [numbers(&[4, 7], 1), numbers(&[6, 2, 4], 2), numbers(&[6], 3)];
+    check_gradients(&inputs, |t| conv1d(&t[0], &t[1], Some(&t[2]), &options));
     let options = ConvTranspose::<1> { stride: [2], ..ConvTranspose::default() };
-    let inputs = [noise(&[2, 4, 3], 1), noise(&[4, 3, 3], 2), noise(&[3], 3)];
-    gradients(&inputs, |t| conv_transpose1d(&t[0], &t[1], Some(&t[2]), &options));
+    let inputs = [numbers(&[2, 4, 3], 1), numbers(&[4, 3, 3], 2), numbers(&[3], 3)];
+    check_gradients(&inputs, |t| conv_transpose1d(&t[0], &t[1], Some(&t[2]), &options));
     let options =
         Conv::<3> { stride: [1, 2, 1], padding: Padding::Explicit([1, 0, 1]), ..Conv::default() };
-    let inputs = [noise(&[1, 2, 3, 4, 3], 1), noise(&[2, 2, 2, 2, 3], 2), noise(&[2], 3)];
-    gradients(&inputs, |t| conv3d(&t[0], &t[1], Some(&t[2]), &options));
+    let inputs = [numbers(&[1, 2, 3, 4, 3], 1), numbers(&[2, 2, 2, 2, 3], 2), numbers(&[2], 3)];
+    check_gradients(&inputs, |t| conv3d(&t[0], &t[1], Some(&t[2]), &options));
     let options = ConvTranspose::<3> { stride: [1, 2, 2], ..ConvTranspose::default() };
-    gradients(&inputs, |t| conv_transpose3d(&t[0], &t[1], Some(&t[2]), &options));
+    check_gradients(&inputs, |t| conv_transpose3d(&t[0], &t[1], Some(&t[2]), &options));
 }
 
 #[test]
 fn an_input_without_batch_gives_an_output_without() {
-    let (x, weight) = (noise(&[2, 5, 5], 1), noise(&[3, 2, 3, 3], 2));
+    let (x, weight) = (numbers(&[2, 5, 5], 1), numbers(&[3, 2, 3, 3], 2));
     let one = conv2d(&x, &weight, None, &Conv::default()).unwrap();
     assert_eq!(one.dims(), [3, 3, 3]);
     let batch = conv2d(&x.unsqueeze(0).unwrap(), &weight, None, &Conv::default()).unwrap();
@@ -143,7 +143,7 @@ fn an_input_without_batch_gives_an_output_without() {
 
 #[test]
 fn half_precision_is_rounded_once() {
-    let (x, weight) = (noise(&[1, 64, 5], 1), noise(&[2, 64, 3], 2));
+    let (x, weight) = (numbers(&[1, 64, 5], 1), numbers(&[2, 64, 3], 2));
     for dtype in [DType::F16, DType::BF16] {
         let [x, weight] = [&x, &weight].map(|t| t.to_dtype(dtype).unwrap());
         let wide = [&x, &weight].map(|t| t.to_dtype(DType::F32).unwrap());
@@ -162,20 +162,20 @@ fn half_precision_is_rounded_once() {
 
 #[test]
 fn operands_that_do_not_learn_get_no_gradient() {
-    let x = Var::from_tensor(&noise(&[1, 2, 5, 5], 1)).unwrap();
-    let weight = noise(&[3, 2, 3, 3], 2);
+    let x = Var::from_tensor(&numbers(&[1, 2, 5, 5], 1)).unwrap();
+    let weight = numbers(&[3, 2, 3, 3], 2);
     let grads = conv2d(&x, &weight, None, &Conv::default()).unwrap().backward().unwrap();
     assert!(grads.get(&x).is_some());
     assert!(grads.get(&weight).is_none());
-    let out = conv2d(&noise(&[1, 2, 5, 5], 1), &weight, None, &Conv::default()).unwrap();
+    let out = conv2d(&numbers(&[1, 2, 5, 5], 1), &weight, None, &Conv::default()).unwrap();
     assert!(!out.track_op(), "nothing to differentiate, nothing kept");
 }
 
 #[test]
 fn empty_batches_are_fine() {
-    let (x, weight) = (noise(&[0, 2, 5], 1), noise(&[3, 2, 3], 2));
+    let (x, weight) = (numbers(&[0, 2, 5], 1), numbers(&[3, 2, 3], 2));
     assert_eq!(conv1d(&x, &weight, None, &Conv::default()).unwrap().dims(), [0, 3, 3]);
-    let x = noise(&[0, 3, 5], 1);
+    let x = numbers(&[0, 3, 5], 1);
     assert_eq!(
         conv_transpose1d(&x, &weight, None, &ConvTranspose::default()).unwrap().dims(),
         [0, 2, 7]
@@ -185,7 +185,7 @@ fn empty_batches_are_fine() {
 #[test]
 fn whatever_does_not_fit_is_said() {
     let say = |result: Result<Tensor>| result.unwrap_err().to_string();
-    let (x, weight) = (noise(&[1, 4, 5, 5], 1), noise(&[4, 4, 3, 3], 2));
+    let (x, weight) = (numbers(&[1, 4, 5, 5], 1), numbers(&[4, 4, 3, 3], 2));
     let with = |options: &Conv<2>| say(conv2d(&x, &weight, None, options));
     let base = Conv::<2>::default;
     let zero = Conv { stride: [0, 1], groups: 0, dilation: [1, 0], ..base() };
@@ -209,19 +209,19 @@ fn whatever_does_not_fit_is_said() {
     assert!(with(&huge).contains("overflow"));
     let huge = Conv { dilation: [usize::MAX, 1], ..base() };
     assert!(with(&huge).contains("overflow"));
-    let bias = noise(&[3], 3);
+    let bias = numbers(&[3], 3);
     let message = say(conv2d(&x, &weight, Some(&bias), &base()));
     assert_eq!(message, "conv2d: bias must be [4], one number per output channel, found [3]");
-    let message = say(conv2d(&noise(&[5, 5], 1), &weight, None, &base()));
+    let message = say(conv2d(&numbers(&[5, 5], 1), &weight, None, &base()));
     assert_eq!(message, "conv2d: input must have 4 axes, or 3 without the batch, found [5, 5]");
-    let message = say(conv2d(&x, &noise(&[4, 4, 3], 1), None, &base()));
+    let message = say(conv2d(&x, &numbers(&[4, 4, 3], 1), None, &base()));
     assert_eq!(message, "conv2d: weight must have 4 axes, found [4, 4, 3]");
     let single = weight.to_dtype(DType::F32).unwrap();
     let message = say(conv2d(&x, &single, None, &base()));
-    assert_eq!(message, "conv2d: all operands must have one dtype, found input f64, weight f32");
+    assert_eq!(message, "conv2d: operands have dtypes f64, f32; convert them to one");
     let whole = [&x, &weight].map(|t| t.to_dtype(DType::U8).unwrap());
     let message = say(conv2d(&whole[0], &whole[1], None, &base()));
-    assert_eq!(message, "conv2d: operands must be f16, bf16, f32 or f64, found u8");
+    assert_eq!(message, "conv2d: an operand has dtype u8; it works on f32, f64, f16 and bf16");
 
     let transposed = |options: &ConvTranspose<2>| say(conv_transpose2d(&x, &weight, None, options));
     let base = ConvTranspose::<2>::default;
@@ -237,6 +237,6 @@ fn whatever_does_not_fit_is_said() {
     assert!(transposed(&huge).contains("overflow"));
     let three = ConvTranspose { groups: 3, ..base() };
     assert!(transposed(&three).contains("3 groups do not divide the 4 channels"));
-    let wrong = say(conv_transpose2d(&noise(&[1, 3, 5, 5], 1), &weight, None, &base()));
+    let wrong = say(conv_transpose2d(&numbers(&[1, 3, 5, 5], 1), &weight, None, &base()));
     assert!(wrong.contains("the weight [4, 4, 3, 3] wants 4"));
 }
