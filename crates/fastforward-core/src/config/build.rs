@@ -13,7 +13,7 @@ impl QuantConfigFile {
     /// The rules of the file, their queries parsed with what `context` knows and the aliases of the file.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) with every query that does not parse, at its place in the file,
+    /// [`ErrorKind::Config`] with every query that does not parse, at its place in the file,
     /// and what was probably meant.
     pub fn quantization_config(&self, context: Context) -> Result<QuantizationConfig, Error> {
         let mut problems = Vec::new();
@@ -60,7 +60,7 @@ impl QuantConfigFile {
     /// [`estimate_ranges_with`]: crate::range_setting::estimate_ranges_with
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidSettings`](crate::ErrorKind::InvalidSettings) when the resolution is not that of this file's rules.
+    /// [`ErrorKind::InvalidSettings`] when the resolution is not that of this file's rules.
     pub fn estimators(
         &self,
         resolution: &Resolution,
