@@ -3,10 +3,12 @@
 //!     cargo run --release -p fastforward-rs --example mpath_tour
 #![allow(missing_docs, unreachable_pub, reason = "tests run this file as a module")]
 
+#[cfg(not(test))] // the tests bring it
 mod support;
 
 use std::io::{self, Write};
 
+use crate::support::Result;
 use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
 use fastforward::Module;
@@ -14,7 +16,6 @@ use fastforward::module::NodeRef;
 use fastforward::mpath::{Aliases, SearchOptions, search};
 use fastforward::nn::{LayerNorm, Linear};
 use fastforward::quantization::quant_init::model_context;
-use support::Result;
 
 /// A model with layers in a list, as encoders have them.
 #[derive(Module)]

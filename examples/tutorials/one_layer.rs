@@ -6,11 +6,13 @@
 //! hand, and looks at what comes out.
 #![allow(missing_docs, unreachable_pub, reason = "tests run this file as a module")]
 
+#[cfg(not(test))] // the tests bring it
 mod support;
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use crate::support::{Result, digits, measure};
 use fastforward::flags;
 use fastforward::metrics::Metric;
 use fastforward::module::{Outline, named_slots};
@@ -18,7 +20,6 @@ use fastforward::nn::{Layer, Linear};
 use fastforward::quantization::quantizer::RangeSettable;
 use fastforward::quantization::{Granularity, LinearQuantizer, LinearQuantizerConfig};
 use fastforward::range_setting::{EstimationOptions, EstimatorConfig, estimate_ranges};
-use support::{Result, digits, measure};
 
 fn main() -> Result<()> {
     run(&mut io::stdout())

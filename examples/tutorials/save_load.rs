@@ -3,10 +3,12 @@
 //!     cargo run --release -p fastforward-rs --example save_load
 #![allow(missing_docs, unreachable_pub, reason = "tests run this file as a module")]
 
+#[cfg(not(test))] // the tests bring it
 mod support;
 
 use std::io::{self, Write};
 
+use crate::support::{Result, digits, measure};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use fastforward::Module;
@@ -21,7 +23,6 @@ use fastforward::quantization::{
 };
 use fastforward::range_setting::{EstimationOptions, EstimatorConfig, estimate_ranges};
 use fastforward::tensor::Value;
-use support::{Result, digits, measure};
 
 /// A classifier of handwritten digits.
 #[derive(Module)]

@@ -6,14 +6,17 @@
 //! the outputs of the float model again (distillation). Gradients pass straight through the rounding; scales learn.
 #![allow(missing_docs, unreachable_pub, reason = "tests run this file as a module")]
 
+#[cfg(not(test))] // the tests bring it
 mod fashion_cnn;
+#[cfg(not(test))] // the tests bring it
 mod support;
 
 use std::io::{self, Write};
 
+use crate::fashion_cnn::{BatchNorms, FashionCnn};
+use crate::support::{Result, fashion, measure};
 use candle_core::{DType, Tensor};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
-use fashion_cnn::{BatchNorms, FashionCnn};
 use fastforward::flags;
 use fastforward::metrics::Metric;
 use fastforward::module::named_shared_parameters;
@@ -24,7 +27,6 @@ use fastforward::range_setting::{
     EstimationOptions, EstimatorConfig, MinErrorGridConfig, estimate_ranges,
 };
 use fastforward::tensor::float;
-use support::{Result, fashion, measure};
 
 fn main() -> Result<()> {
     for num_bits in [3, 2] {

@@ -6,13 +6,16 @@
 //! that costs on 2,000 others.
 #![allow(missing_docs, unreachable_pub, reason = "tests run this file as a module")]
 
+#[cfg(not(test))] // the tests bring it
 mod fashion_cnn;
+#[cfg(not(test))] // the tests bring it
 mod support;
 
 use std::io::{self, Write};
 
+use crate::fashion_cnn::{BatchNorms, FashionCnn};
+use crate::support::{Result, fashion, measure};
 use candle_core::Tensor;
-use fashion_cnn::{BatchNorms, FashionCnn};
 use fastforward::flags;
 use fastforward::metrics::Metric;
 use fastforward::nn::Layer;
@@ -21,7 +24,6 @@ use fastforward::quantization::{Granularity, LinearQuantizerConfig};
 use fastforward::range_setting::{
     EstimationOptions, EstimatorConfig, UpdatePolicy, estimate_ranges,
 };
-use support::{Result, fashion, measure};
 
 fn main() -> Result<()> {
     run(&mut io::stdout())

@@ -5,6 +5,11 @@
     reason = "the tutorials have a `main`, and share files of which each uses a part"
 )]
 
+#[path = "../../../examples/tutorials/fashion_cnn.rs"]
+mod fashion_cnn;
+#[path = "../../../examples/tutorials/support.rs"]
+mod support;
+
 #[path = "../../../examples/tutorials/mpath_tour.rs"]
 mod mpath_tour;
 #[path = "../../../examples/tutorials/one_layer.rs"]

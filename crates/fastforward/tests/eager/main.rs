@@ -3,6 +3,7 @@
 
 mod documentation;
 mod integer;
+mod kept;
 mod quantized;
 mod strict;
 

@@ -96,8 +96,8 @@ fn shapes() -> impl Strategy<Value = ConvShape> {
                 dilation: [1; 3],
                 padding: [0; 3],
             };
-            for a in 3 - rank..3 {
-                let (input, kernel, stride, dilation, padding, after) = axes[a];
+            for (a, axis) in axes.into_iter().enumerate().skip(3 - rank) {
+                let (input, kernel, stride, dilation, padding, after) = axis;
                 let reach = dilation * (kernel - 1) + 1;
                 shape.kernel[a] = kernel;
                 shape.stride[a] = stride;

@@ -146,7 +146,7 @@ mod tests {
         let y = permute(&x, &[-1, 0, -2]).unwrap();
         assert_eq!(y.dims(), [4, 2, 3]);
         assert_eq!(values(&y)[5], values(&x)[2 * 4 + 12]);
-        check_gradients(&[x.clone()], |t| permute(&t[0], &[2, 0, 1]));
+        check_gradients(std::slice::from_ref(&x), |t| permute(&t[0], &[2, 0, 1]));
         for dims in [&[0, 1][..], &[0, 1, 1], &[0, 1, 3]] {
             assert!(permute(&x, dims).unwrap_err().to_string().starts_with("permute: dim"));
         }
