@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use candle_core::{DType, Tensor, Var};
@@ -15,8 +16,8 @@ use crate::{ErrorKind, flags};
 
 /// A parameter: a tensor that can be trained, set, and shared between layers.
 ///
-/// A clone is the *same* parameter: that is how layers tie their weights, and why tied weights are saved once. Where
-/// nothing records gradients, the quantized form is made once and kept until the parameter or its quantizer changes.
+/// A clone is the *same* parameter: that is how layers tie their weights, and why tied weights are saved once. Under
+/// [`flags::inference`] the quantized form is made once and kept until the parameter or its quantizer changes.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -35,15 +36,18 @@ struct Inner {
     shape: Vec<usize>,
     dtype: DType,
     tensor: RwLock<Tensor>,
+    /// Counts the changes made through this parameter.
+    version: AtomicU64,
     kept: Mutex<Option<Kept>>,
 }
 
 /// A quantized form, and what it was made of.
 struct Kept {
     value: Value,
-    tensor: Tensor,
-    /// The inference guard under which it was made; `None` for a constant tensor, which cannot change unseen.
-    scope: Option<u64>,
+    version: u64,
+    /// The inference guard under which it was made. Without one nothing is kept: a variable, or a constant that shares its
+    /// storage, may be stepped by an optimizer at any time.
+    scope: u64,
     quantizer: Arc<dyn Quantizer>,
     parameters: Option<Arc<AffineParameters>>,
     mode: (bool, bool),
@@ -56,6 +60,7 @@ impl Param {
             shape: tensor.dims().to_vec(),
             dtype: tensor.dtype(),
             tensor: RwLock::new(tensor),
+            version: AtomicU64::new(0),
             kept: Mutex::new(None),
         }))
     }
@@ -143,18 +148,17 @@ impl Param {
     /// # Errors
     /// As for [`Apply::apply`].
     pub fn quantized(&self, slot: &QuantizerSlot) -> Result<Value> {
-        let tensor = self.tensor();
-        let scope = flags::inference_scope();
-        // A variable may be stepped by an optimizer at any time, except under an inference guard.
-        let is_constant = self.var().is_none();
         let quantizer = slot.quantizer();
         let any: &dyn Any = &*quantizer;
         let linear = any.downcast_ref::<LinearQuantizer>();
         let is_known = linear.is_some() || any.is::<DynamicLinearQuantizer>();
-        let may_keep = (is_constant || scope.is_some()) && is_known;
-        if !may_keep || slot.override_count() > 0 || tensor.track_op() {
+        let version = self.0.version.load(Ordering::Acquire);
+        let tensor = self.tensor();
+        let Some(scope) =
+            flags::inference_scope().filter(|_| is_known && slot.override_count() == 0)
+        else {
             return slot.apply(&tensor.into());
-        }
+        };
         let parameters = linear.and_then(LinearQuantizer::shared_parameters);
         let mode = (flags::exporting(), flags::integer_execution());
         let same_parameters = |kept: &Option<Arc<AffineParameters>>| match (kept, &parameters) {
@@ -162,17 +166,15 @@ impl Param {
             (a, b) => a.is_none() && b.is_none(),
         };
         if let Some(kept) = &*self.kept()
+            && (kept.version, kept.scope, kept.mode) == (version, scope, mode)
             && Arc::ptr_eq(&kept.quantizer, &quantizer)
             && same_parameters(&kept.parameters)
-            && kept.mode == mode
-            && (if is_constant { kept.tensor.id() == tensor.id() } else { kept.scope == scope })
         {
             return Ok(kept.value.clone());
         }
-        let value = slot.apply(&(&tensor).into())?;
-        let scope = if is_constant { None } else { scope };
+        let value = slot.apply(&tensor.into())?;
         *self.kept() =
-            Some(Kept { value: value.clone(), tensor, scope, quantizer, parameters, mode });
+            Some(Kept { value: value.clone(), version, scope, quantizer, parameters, mode });
         Ok(value)
     }
 
@@ -196,6 +198,7 @@ impl Param {
     }
 
     fn forget(&self) {
+        self.0.version.fetch_add(1, Ordering::AcqRel);
         *self.kept() = None;
     }
 }

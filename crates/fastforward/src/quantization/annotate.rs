@@ -1,11 +1,10 @@
 //! Tags that say which operators stand next to a slot (spec §9).
 
+use crate::flags;
 use crate::module::Module;
-use crate::quantization::disable::pass_through;
 use crate::quantization::quantizer::Tag;
 use crate::range_setting::SlotSource;
 use crate::tensor::{Result, record};
-use crate::{flags, module::named_slots};
 
 /// Tags every slot with `before/<operator>` and `after/<operator>`, as one forward shows them: `before/linear` on a slot whose
 /// output goes straight into a linear operator, `after/relu` on one that is fed by a relu.
@@ -35,8 +34,6 @@ pub fn annotate_operator_metadata<M: Module>(
     model: &M,
     forward: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let slots = named_slots(model);
-    let _off: Vec<_> = slots.iter().map(|entry| pass_through(&entry.slot)).collect();
     let _lenient = flags::strict_quantization(false);
     let _constants = flags::inference();
     let (result, neighbours) = record::record(forward);

@@ -151,6 +151,6 @@ impl QuantizerOverride for Disable {
 }
 
 /// Lets a slot pass data as it is.
-pub(crate) fn pass_through(slot: &QuantizerSlot) -> OverrideGuard {
+fn pass_through(slot: &QuantizerSlot) -> OverrideGuard {
     slot.push_override(Arc::new(Disable::default()))
 }

@@ -169,7 +169,9 @@ fn fuse(found: &[ParameterQuantizer], stub_quantizers: bool) -> Result<Vec<Strin
         let quantized = match one.slot.apply(&before) {
             Ok(Value::Quantized(quantized)) => quantized.dequantize()?,
             // Switched off, or an override that decides otherwise: the parameter is not this quantizer's.
-            Ok(Value::Float(_)) => continue,
+            Ok(Value::Float(_)) if one.slot.override_count() > 0 => continue,
+            // A quantizer without an affine grid makes floats.
+            Ok(Value::Float(quantized)) => quantized,
             Err(error) => {
                 problems.push(error.into_inner());
                 continue;

@@ -6,11 +6,11 @@ use std::cell::Cell;
 use candle_core::Tensor;
 
 use super::fake_quantize::straight_through;
-use super::view::with_view;
+use super::view::{tensor_of, with_view};
 use super::{Error, QuantizedTensor, Result, Value, record};
 use crate::quantization::quantizer::{Flow, Quantizer, QuantizerSlot};
 use crate::quantization::trainable::TrainableQuantizer;
-use crate::{ErrorKind, flags};
+use crate::{Array, ErrorKind, flags};
 
 /// Quantizer slots on tensors.
 pub trait Apply {
@@ -38,18 +38,20 @@ impl Apply for QuantizerSlot {
 }
 
 fn apply(slot: &QuantizerSlot, x: &Value) -> Result<Value> {
+    if record::is_recording() {
+        return Ok(record::through_slot(slot, x));
+    }
     let quantizer = slot.quantizer();
     let overridden = slot.override_count() > 0;
     if !overridden && quantizer.is_stub() {
-        return Ok(record::through_slot(slot, x));
+        return Ok(x.clone());
     }
     let float = match x {
         Value::Float(tensor) if flags::is_inference() => tensor.detach(),
         Value::Float(tensor) => tensor.clone(),
         Value::Quantized(tensor) if overridden && quantizer.is_stub() => tensor.dequantize()?,
         Value::Quantized(tensor) => {
-            let strict = slot.strictness().unwrap_or_else(flags::strict);
-            if strict {
+            if !flags::exporting() && slot.strictness().unwrap_or_else(flags::strict) {
                 return Err(Error::new(
                     ErrorKind::Strict,
                     format!(
@@ -64,28 +66,35 @@ fn apply(slot: &QuantizerSlot, x: &Value) -> Result<Value> {
     if !overridden {
         return finish(quantize(&*quantizer, &float)?);
     }
-    // The overrides see the data as the core knows it. If what comes out is what the quantizer made of what went in, it is
-    // made again as a tensor with history; whatever else an override did has no formula, and its gradient passes through.
-    let made = Cell::new(None);
-    let flow = with_view(&float, |view| {
-        let innermost = |inner: crate::ArrayView<'_>| {
-            let flow = quantizer.forward(inner)?;
-            if let Flow::Changed(array) = &flow
-                && std::ptr::eq(inner.data(), view.data())
+    // The overrides see a copy of the data as the core knows it: they may set the very tensor that it came from. If what
+    // comes out is, bit by bit, what the quantizer makes of what went in, it is made again as a tensor with history;
+    // whatever else an override did has no formula, and its gradient passes through.
+    let data = with_view(&float, |view| Ok(view.to_array()))?;
+    let reached = Cell::new(false);
+    let innermost = |inner: crate::ArrayView<'_>| {
+        reached.set(true);
+        quantizer.forward(inner)
+    };
+    match slot.forward_with(&*quantizer, &innermost, data.view())? {
+        Flow::Unchanged => Ok(x.clone()),
+        Flow::Changed(array) => {
+            if reached.get()
+                && let Ok(own) = quantize(&*quantizer, &float)
+                && same_bits(&own.dequantize()?, &array)?
             {
-                made.set(Some(array.data.as_ptr()));
+                return finish(own);
             }
-            Ok(flow)
-        };
-        slot.forward_with(&*quantizer, &innermost, view)
-    })?;
-    match flow {
-        Flow::Unchanged => Ok(record::through_slot(slot, x)),
-        Flow::Changed(array) if made.get() == Some(array.data.as_ptr()) => {
-            finish(quantize(&*quantizer, &float)?)
+            Ok(straight_through(&float, array)?.into())
         }
-        Flow::Changed(array) => Ok(straight_through(&float, array)?.into()),
     }
+}
+
+/// Whether a tensor holds what an array becomes in the tensor's type, bit by bit.
+fn same_bits(x: &Tensor, array: &Array) -> Result<bool> {
+    let expected = tensor_of(array.clone(), x.dtype())?;
+    let bits = |x: &Tensor| with_view(x, |view| Ok(view.to_array().data));
+    let (a, b) = (bits(&x.detach())?, bits(&expected)?);
+    Ok(a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()))
 }
 
 fn quantize(quantizer: &dyn Quantizer, x: &Tensor) -> Result<Value> {

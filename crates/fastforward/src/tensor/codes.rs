@@ -118,9 +118,13 @@ impl CodeTensor {
     /// Every `step`th of the indices `start..start + step * len` of one axis.
     pub(crate) fn slice(&self, axis: usize, start: usize, len: usize, step: usize) -> Self {
         let (mut dims, mut strides) = (self.dims().to_vec(), self.layout.stride().to_vec());
+        // An empty slice may begin behind the last code, and one index needs no step.
+        let start = if len == 0 { 0 } else { start };
         let offset = self.layout.start_offset() + start * strides[axis];
         dims[axis] = len;
-        strides[axis] *= step;
+        if len > 1 {
+            strides[axis] *= step;
+        }
         Self { codes: Arc::clone(&self.codes), layout: Layout::new(dims.into(), strides, offset) }
     }
 

@@ -131,10 +131,11 @@ impl QuantizationContext {
             return Ok(self.with_tiles(shape, tile, None));
         }
         let first = start / size;
-        let last = (start + step * len.saturating_sub(1)) / size;
+        let last = start.saturating_add(step.saturating_mul(len.saturating_sub(1))) / size;
+        let mut grid = self.grid_shape();
         let (count, stride) = if len == 0 || first == last {
             tile[axis] = len;
-            (1, 1)
+            (grid[axis].min(1), 1)
         } else if size == 1 {
             (len, step)
         } else if step == 1 && start.is_multiple_of(size) && len.is_multiple_of(size) {
@@ -145,11 +146,10 @@ impl QuantizationContext {
                 format_args!(
                     "indices {start}..{} in steps of {step} cut through blocks of {size} along axis {axis}; a slice \
                      stays quantized when it takes whole blocks, or lies in one",
-                    start + step * len
+                    start.saturating_add(step.saturating_mul(len))
                 ),
             ));
         };
-        let mut grid = self.grid_shape();
         let mut strides = row_major_strides(&grid);
         let offset = first.min(grid[axis].saturating_sub(1)) * strides[axis];
         grid[axis] = count;
@@ -218,7 +218,11 @@ impl QuantizationContext {
             tile[axis] = shape[axis];
             return Ok(first.with_tiles(shape, tile, None));
         }
-        if parts.iter().any(whole) || !parts.iter().all(|a| a.tile[axis] == first.tile[axis]) {
+        // Tiles of one index are scales of their own along the axis, also where a part has only that one index.
+        let single = parts.iter().all(|a| a.tile[axis] == 1);
+        if (parts.iter().any(whole) && !single)
+            || !parts.iter().all(|a| a.tile[axis] == first.tile[axis])
+        {
             return refuse("the parts have different scales or offsets");
         }
         // Each part has scales along the axis: they are laid one after the other as the data is.

@@ -120,7 +120,8 @@ fn view_of<'a>(storage: &'a CpuStorage, layout: &'a Layout) -> Result<ArrayView<
     let CpuStorage::F32(all) = storage else {
         return Err(Error::new(ErrorKind::Tensor, "expected elements of type F32"));
     };
-    let elements = &all[layout.start_offset()..];
+    // An empty view may begin behind the last element.
+    let elements = all.get(layout.start_offset()..).unwrap_or(&[]);
     Ok(if layout.is_contiguous() {
         ArrayView::new(&elements[..layout.shape().elem_count()], layout.dims())?
     } else {

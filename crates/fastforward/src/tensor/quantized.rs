@@ -113,17 +113,15 @@ impl QuantizedTensor {
             ));
         }
         let (lo, hi) = (context.parameters().lo(), context.parameters().hi());
-        if let Some((at, code)) = codes
-            .to_i32()
-            .into_iter()
-            .enumerate()
-            .find(|(_, code)| !(lo..=hi).contains(&i64::from(*code)))
-        {
+        let wide = codes.to_i32();
+        if let Some(at) = wide.iter().position(|code| !(lo..=hi).contains(&i64::from(*code))) {
             return Err(Error::new(
                 ErrorKind::InvalidData,
-                format!("code {code} at index {at} is not in {lo}..={hi}"),
+                format!("code {} at index {at} is not in {lo}..={hi}", wide[at]),
             ));
         }
+        // In the smallest type that holds every code of the grid, as if they had been made here.
+        let codes = CodeTensor::new(Codes::from_i32(&wide, context.num_bits())?, context.shape())?;
         Ok(Self::from_parts(context, Some(codes), None))
     }
 
@@ -176,6 +174,8 @@ impl QuantizedTensor {
         shape: [usize; 4],
         groups: usize,
     ) -> Result<Arc<PackedFilter>> {
+        // Made before the lock is taken: making codes may run on threads that come here themselves.
+        let codes = self.codes()?.contiguous();
         let mut kept = self.0.filter.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(filter) = &*kept
             && filter.groups() == groups
@@ -184,7 +184,6 @@ impl QuantizedTensor {
             return Ok(Arc::clone(filter));
         }
         let wrong = |error: ff_kernels::KernelError| Error::operator("conv", error);
-        let codes = self.codes()?.contiguous();
         let view = CodeView::new(codes.as_i8()?, shape).map_err(wrong)?;
         let filter = Arc::new(PackedFilter::new(view, groups).map_err(wrong)?);
         *kept = Some(Arc::clone(&filter));

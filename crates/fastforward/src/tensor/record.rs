@@ -51,6 +51,11 @@ pub(crate) fn record<R>(f: impl FnOnce() -> R) -> (R, Vec<Neighbour>) {
     (result, found.map_or_else(Vec::new, |recording| recording.neighbours))
 }
 
+/// Whether a forward is being recorded: slots then pass everything as it is.
+pub(crate) fn is_recording() -> bool {
+    RECORDING.with_borrow(Option::is_some)
+}
+
 /// A value that leaves a slot as it came.
 pub(crate) fn through_slot(slot: &QuantizerSlot, x: &Value) -> Value {
     with(x, |recording, tensor| {

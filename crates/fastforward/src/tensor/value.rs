@@ -154,7 +154,14 @@ impl Value {
     pub fn flatten(&self, from: isize, to: isize) -> Result<Self> {
         self.each(
             "flatten",
-            |float| Ok(float.flatten(axis(float, "flatten", from)?, axis(float, "flatten", to)?)?),
+            |float| {
+                let (from, to) = (axis(float, "flatten", from)?, axis(float, "flatten", to)?);
+                if from > to {
+                    let what = format!("axis {from} comes after axis {to}");
+                    return Err(super::Error::operator("flatten", what));
+                }
+                Ok(float.flatten(from, to)?)
+            },
             |quantized| quantized.flatten(from, to),
         )
     }

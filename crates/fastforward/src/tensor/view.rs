@@ -36,7 +36,8 @@ pub(crate) fn with_view<R>(
     let Storage::Cpu(CpuStorage::F32(all)) = &*storage else {
         return Err(on_the_cpu_only(x.device()));
     };
-    let elements = &all[layout.start_offset()..];
+    // An empty view may begin behind the last element.
+    let elements = all.get(layout.start_offset()..).unwrap_or(&[]);
     let view = if layout.is_contiguous() {
         ArrayView::new(&elements[..x.elem_count()], layout.dims())?
     } else {

@@ -7,7 +7,7 @@ use fastforward::quantization::quantizer::RangeSettable;
 use fastforward::quantization::{Granularity, QuantizerSlot};
 use fastforward::tensor::Value;
 
-use super::{quantizer, tensor};
+use super::{quantizer, tensor, values};
 
 /// Whether two calls gave the very same tensor.
 fn is_same(a: &Value, b: &Value) -> bool {
@@ -16,7 +16,8 @@ fn is_same(a: &Value, b: &Value) -> bool {
 }
 
 #[test]
-fn a_constant_weight_is_quantized_once() {
+fn a_weight_is_quantized_once_for_inference() {
+    let _constants = flags::inference();
     let weight = Param::new(tensor(&[3, 4], 1));
     let slot = QuantizerSlot::weight(&[3, 4]);
     let range = quantizer(8, Granularity::PerTensor, 1);
@@ -30,7 +31,7 @@ fn a_constant_weight_is_quantized_once() {
     slot.replace(quantizer(4, Granularity::PerTensor, 1));
     assert_eq!(quantized().as_quantized().unwrap().num_bits(), 4);
     weight.set(&Tensor::zeros((3, 4), DType::F32, &Device::Cpu).unwrap()).unwrap();
-    assert!(quantized().as_quantized().unwrap().codes().unwrap().to_i32().iter().all(|q| *q == 0));
+    assert!(values(&quantized().dequantize().unwrap()).iter().all(|x| *x == 0.0));
 }
 
 #[test]
@@ -55,6 +56,12 @@ fn a_variable_is_quantized_anew_except_under_one_inference_guard() {
         first.as_quantized().unwrap().codes().unwrap().to_i32(),
         second.as_quantized().unwrap().codes().unwrap().to_i32()
     );
+    // So is a step while gradients are recorded in between.
+    {
+        let _gradients = flags::recording();
+        var.set(&var.as_tensor().affine(0.5, 0.0).unwrap()).unwrap();
+    }
+    assert!(!is_same(&second, &quantized()));
     // A change through the parameter is seen under the same guard.
     weight.set(&tensor(&[3, 4], 1)).unwrap();
     assert_eq!(

@@ -1,6 +1,7 @@
 //! Quantized tensors, operators and strict mode, through the public API.
 #![cfg(feature = "eager")]
 
+mod corners;
 mod documentation;
 mod integer;
 mod kept;

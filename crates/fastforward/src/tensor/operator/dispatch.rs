@@ -177,7 +177,10 @@ fn change(operator: &'static str, f: impl FnOnce(&mut Vec<Entry>)) {
     let mut registry = REGISTRY.write().unwrap_or_else(PoisonError::into_inner);
     let mut entries = registry.get(operator).map_or_else(Vec::new, |entries| entries.to_vec());
     f(&mut entries);
-    registry.insert(operator, entries.into());
+    let old = registry.insert(operator, entries.into());
+    // A kernel may hold anything, also another registration, which comes back here when it is dropped: unlock first.
+    drop(registry);
+    drop(old);
 }
 
 /// The kernel that runs the call, if there is one. Predicates run without any lock held.

@@ -72,8 +72,13 @@ fn weighted<'a>(call: &Call<'a>) -> Option<Weighted<'a>> {
     }
     let input = call.value("input")?.as_quantized().filter(|x| is_integer(x))?;
     let weight = call.value("weight")?.as_quantized().filter(|x| is_integer(x))?;
+    if weight.rank() < 2 {
+        return None;
+    }
     let bias = match call.argument("bias") {
         Argument::Value(bias) if bias.track_op() || bias.dtype() != DType::F32 => return None,
+        // What does not fit is the float operator's, which says so.
+        Argument::Value(bias) if bias.dims() != &weight.dims()[..1] => return None,
         Argument::Value(bias) => Some(bias),
         _ => None,
     };

@@ -36,7 +36,11 @@ fn input<'a>(call: &Call<'a>) -> Option<&'a QuantizedTensor> {
 /// A quantized tensor times a number, with nothing to do for the output.
 fn by_number<'a>(call: &Call<'a>) -> Option<(&'a QuantizedTensor, f64)> {
     match call.argument("other") {
-        Argument::Number(factor) if call.output.is_stub() => Some((input(call)?, factor)),
+        // A factor that leaves no grid, such as zero, is the float operator's.
+        Argument::Number(factor) if call.output.is_stub() => {
+            let input = input(call)?;
+            input.context().scaled(factor).is_ok().then_some((input, factor))
+        }
         _ => None,
     }
 }

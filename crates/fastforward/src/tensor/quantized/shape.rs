@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::super::codes::CodeTensor;
 use super::super::context::QuantizationContext;
 use super::super::{Error, Result};
-use super::QuantizedTensor;
+use super::{QuantizedTensor, recovers};
 
 impl QuantizedTensor {
     /// The same elements, in the same order, in another shape. The scales must be able to follow: axes without scales of
@@ -207,15 +207,22 @@ impl QuantizedTensor {
     /// has no common grid.
     pub fn cat(parts: &[&Self], axis: isize) -> Result<Self> {
         let (axis, context) = Self::check_cat(parts, axis)?;
-        let all_codes: Option<Vec<&CodeTensor>> =
-            parts.iter().map(|part| part.ready_codes()).collect();
-        if let Some(codes) = all_codes
-            && !parts.iter().any(|part| part.track_op())
+        // Codes are joined where all are there, and made where floats would not give them back; floats where their history
+        // or their device counts.
+        let codes = if parts.iter().all(|part| part.ready_codes().is_some()) || !recovers(&context)
         {
-            return Ok(Self::from_parts(context, Some(CodeTensor::cat(&codes, axis)?), None));
-        }
-        let values = parts.iter().map(|part| part.dequantize()).collect::<Result<Vec<_>>>()?;
-        Ok(Self::from_parts(context, None, Some(Tensor::cat(&values, axis)?)))
+            let all = parts.iter().map(|part| part.codes()).collect::<Result<Vec<_>>>()?;
+            Some(CodeTensor::cat(&all, axis)?)
+        } else {
+            None
+        };
+        let values = if codes.is_none() || parts.iter().any(|part| part.keeps_floats()) {
+            let all = parts.iter().map(|part| part.dequantize()).collect::<Result<Vec<_>>>()?;
+            Some(Tensor::cat(&all, axis)?)
+        } else {
+            None
+        };
+        Ok(Self::from_parts(context, codes, values))
     }
 
     /// The axis counted from the first, and the context of the result.
@@ -264,6 +271,11 @@ impl QuantizedTensor {
         )
     }
 
+    /// Whether the floats have what codes do not: a history, or a place on another device.
+    fn keeps_floats(&self) -> bool {
+        self.track_op() || !self.device().is_cpu()
+    }
+
     /// Does the same to whatever is there: the floats, the codes, or both.
     fn apply(
         &self,
@@ -272,8 +284,7 @@ impl QuantizedTensor {
         codes: impl FnOnce(&CodeTensor) -> Result<CodeTensor>,
     ) -> Result<Self> {
         let codes = self.0.codes.get().map(codes).transpose()?;
-        // Floats can be made again from codes, but their history cannot.
-        let keep = codes.is_none() || self.track_op();
+        let keep = codes.is_none() || self.keeps_floats();
         let values = self.0.values.get().filter(|_| keep).map(values).transpose()?;
         Ok(Self::from_parts(context, codes, values))
     }
