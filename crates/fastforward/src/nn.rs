@@ -36,6 +36,7 @@ mod param;
 mod pool;
 mod rotary;
 mod sequential;
+mod setting;
 
 pub use activation::{
     GELU, Hardsigmoid, Hardswish, LeakyReLU, ReLU, ReLU6, SiLU, Sigmoid, Softmax, Tanh,

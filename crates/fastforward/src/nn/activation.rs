@@ -2,6 +2,7 @@
 
 use candle_nn::Activation;
 
+use super::setting::layers_with_a_setting;
 use super::{Layer, functional as F};
 use crate::Module;
 use crate::quantization::QuantizerSlot;
@@ -72,58 +73,18 @@ activations! {
     Hardsigmoid, hardsigmoid, hardsigmoid;
 }
 
-/// Defines activations with one setting. A row reads: documentation, name, class, operator with its arguments after the
-/// input; then documentation, name and type of the setting.
-macro_rules! activations_with_a_setting {
-    ($(
-        $(#[$doc:meta])* $name:ident, $class:ident, $operator:ident($($argument:expr),+);
-        $(#[$field_doc:meta])* $field:ident: $ty:ty;
-    )*) => { $(
-        $(#[$doc])*
-        #[derive(Module, Debug)]
-        #[module(class = fastforward::module::classes::$class())]
-        pub struct $name {
-            $(#[$field_doc])*
-            #[module(skip)]
-            pub $field: $ty,
-            /// `activation/input`
-            pub input_quantizer: QuantizerSlot,
-            /// `activation/output`
-            pub output_quantizer: QuantizerSlot,
-        }
-
-        impl $name {
-            /// The activation with empty slots.
-            pub fn new($field: $ty) -> Self {
-                Self {
-                    $field,
-                    input_quantizer: QuantizerSlot::input(),
-                    output_quantizer: QuantizerSlot::output(),
-                }
-            }
-        }
-
-        impl Layer for $name {
-            fn forward(&self, x: &Value) -> Result<Value> {
-                let $field = self.$field;
-                F::$operator(&self.input_quantizer.apply(x)?, $($argument,)+ &self.output_quantizer)
-            }
-        }
-    )* };
-}
-
-activations_with_a_setting! {
+layers_with_a_setting! {
     /// `x · Φ(x)` for the standard normal distribution `Φ`, with slots for input and output.
     ///
     /// By default `Φ` is computed by the error function, as in torch.
-    GELU, gelu, gelu(approximate);
+    GELU, gelu, gelu(*approximate);
     /// How `Φ` is computed.
     approximate: GeluApproximation;
 
     /// `x`, or `negative_slope · x` below zero, with slots for input and output.
     ///
     /// By default the slope is 0.01, as in torch.
-    LeakyReLU, leaky_relu, leaky_relu(negative_slope);
+    LeakyReLU, leaky_relu, leaky_relu(*negative_slope);
     /// The slope below zero.
     negative_slope: f64;
 
@@ -138,7 +99,7 @@ activations_with_a_setting! {
     /// assert_eq!(y.dequantize()?.to_vec2::<f32>()?, [[0.5, 0.5]]);
     /// # Ok::<(), fastforward::tensor::Error>(())
     /// ```
-    Softmax, softmax, softmax(dim, None);
+    Softmax, softmax, softmax(*dim, None);
     /// The axis, counted from the end if negative.
     dim: isize;
 }

@@ -1,53 +1,15 @@
 //! Pooling: averages and maxima of windows.
 
+use super::setting::layers_with_a_setting;
 use super::{Layer, functional as F};
 use crate::Module;
 use crate::quantization::QuantizerSlot;
 use crate::tensor::float::{AvgPool, MaxPool2d as MaxPoolOptions};
 use crate::tensor::{Apply, Result, Value};
 
-/// Defines layers with settings that an operator takes by reference. A row reads: documentation, name, class, operator;
-/// documentation, name and type of the settings.
-macro_rules! pooling {
-    ($(
-        $(#[$doc:meta])* $name:ident, $class:ident, $operator:ident;
-        $(#[$field_doc:meta])* $field:ident: $ty:ty;
-    )*) => { $(
-        $(#[$doc])*
-        #[derive(Module, Debug)]
-        #[module(class = fastforward::module::classes::$class())]
-        pub struct $name {
-            $(#[$field_doc])*
-            #[module(skip)]
-            pub $field: $ty,
-            /// `activation/input`
-            pub input_quantizer: QuantizerSlot,
-            /// `activation/output`
-            pub output_quantizer: QuantizerSlot,
-        }
-
-        impl $name {
-            /// The layer with empty slots.
-            pub fn new($field: $ty) -> Self {
-                Self {
-                    $field,
-                    input_quantizer: QuantizerSlot::input(),
-                    output_quantizer: QuantizerSlot::output(),
-                }
-            }
-        }
-
-        impl Layer for $name {
-            fn forward(&self, x: &Value) -> Result<Value> {
-                F::$operator(&self.input_quantizer.apply(x)?, &self.$field, &self.output_quantizer)
-            }
-        }
-    )* };
-}
-
-pooling! {
+layers_with_a_setting! {
     /// The mean of each window of `[n, channels, length]`, with slots for input and output; [`AvgPool2d`] says more.
-    AvgPool1d, avg_pool1d, avg_pool1d;
+    AvgPool1d, avg_pool1d, avg_pool1d(options);
     /// Windows, stride, padding.
     options: AvgPool<1>;
 
@@ -64,24 +26,24 @@ pooling! {
     /// assert_eq!(y.flatten_all()?.to_vec1::<f32>()?, [4.0]);
     /// # Ok::<(), fastforward::tensor::Error>(())
     /// ```
-    AvgPool2d, avg_pool2d, avg_pool2d;
+    AvgPool2d, avg_pool2d, avg_pool2d(options);
     /// Windows, stride, padding.
     options: AvgPool<2>;
 
     /// The mean of each window of `[n, channels, depth, height, width]`, with slots for input and output; [`AvgPool2d`] says
     /// more.
-    AvgPool3d, avg_pool3d, avg_pool3d;
+    AvgPool3d, avg_pool3d, avg_pool3d(options);
     /// Windows, stride, padding.
     options: AvgPool<3>;
 
     /// The largest of each window of `[n, channels, height, width]`, with slots for input and output.
-    MaxPool2d, max_pool2d, max_pool2d;
+    MaxPool2d, max_pool2d, max_pool2d(options);
     /// Windows, stride, padding.
     options: MaxPoolOptions;
 
     /// The means of as many windows of `[n, channels, height, width]` as asked for, with slots for input and output;
     /// `[Some(1), Some(1)]` is the mean of everything, `None` keeps the extent of an axis.
-    AdaptiveAvgPool2d, adaptive_avg_pool2d, adaptive_avg_pool2d;
+    AdaptiveAvgPool2d, adaptive_avg_pool2d, adaptive_avg_pool2d(output_size);
     /// How many windows along each axis.
     output_size: [Option<usize>; 2];
 }

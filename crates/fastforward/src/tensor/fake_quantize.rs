@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
 use ff_kernels::{Affine, Gradients, IntegerGrid, Tiling};
 
-use super::view::{on_the_cpu_only, tensor_of, with_view};
+use super::view::{self, on_the_cpu_only, tensor_of, with_view};
 use super::{Error, Result};
 use crate::{Array, ArrayView, ErrorKind};
 
@@ -120,13 +120,7 @@ fn view_of<'a>(storage: &'a CpuStorage, layout: &'a Layout) -> Result<ArrayView<
     let CpuStorage::F32(all) = storage else {
         return Err(Error::new(ErrorKind::Tensor, "expected elements of type F32"));
     };
-    // An empty view may begin behind the last element.
-    let elements = all.get(layout.start_offset()..).unwrap_or(&[]);
-    Ok(if layout.is_contiguous() {
-        ArrayView::new(&elements[..layout.shape().elem_count()], layout.dims())?
-    } else {
-        ArrayView::with_strides(elements, layout.dims(), layout.stride())?
-    })
+    view::view_of(all, layout)
 }
 
 fn storage_of(array: Array) -> (CpuStorage, Shape) {

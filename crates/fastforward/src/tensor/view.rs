@@ -1,6 +1,6 @@
 //! The elements of a candle tensor as a slice with strides.
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor};
 
 use super::{Error, Result};
 use crate::data::{ArrayData, NamedArray};
@@ -36,25 +36,29 @@ pub(crate) fn with_view<R>(
     let Storage::Cpu(CpuStorage::F32(all)) = &*storage else {
         return Err(on_the_cpu_only(x.device()));
     };
+    Ok(f(view_of(all, layout)?)?)
+}
+
+/// The elements that a layout shows.
+pub(crate) fn view_of<'a>(all: &'a [f32], layout: &'a Layout) -> Result<ArrayView<'a>> {
     // An empty view may begin behind the last element.
     let elements = all.get(layout.start_offset()..).unwrap_or(&[]);
-    let view = if layout.is_contiguous() {
-        ArrayView::new(&elements[..x.elem_count()], layout.dims())?
+    Ok(if layout.is_contiguous() {
+        ArrayView::new(&elements[..layout.shape().elem_count()], layout.dims())?
     } else {
         ArrayView::with_strides(elements, layout.dims(), layout.stride())?
-    };
-    Ok(f(view)?)
+    })
 }
 
 /// One input of a batch of data as a tensor: floats as F32, integers as I64.
 ///
-/// ```no_run
+/// ```
+/// use fastforward::data::{ArrayData, InputType, NamedArray};
 /// use fastforward::tensor::tensor_from;
-/// # let dataset: fastforward::data::Dataset = unimplemented!();
-/// for batch in dataset.batches(64) {
-///     let images = tensor_from(&batch?.inputs[0])?;
-///     assert_eq!(images.dims()[1..], [1, 28, 28]);
-/// }
+/// // As batches of a `Dataset` hold them.
+/// let data = ArrayData::Float(vec![0.5; 6]);
+/// let images = NamedArray { name: "images".into(), dtype: InputType::F32, shape: vec![2, 3], data };
+/// assert_eq!(tensor_from(&images)?.to_vec2::<f32>()?, [[0.5; 3], [0.5; 3]]);
 /// # Ok::<(), fastforward::tensor::Error>(())
 /// ```
 ///

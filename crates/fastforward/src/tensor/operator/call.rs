@@ -190,6 +190,11 @@ impl<'a> Call<'a> {
         })
     }
 
+    /// The error of a kernel that was called with arguments that its predicate does not accept.
+    pub(super) fn mismatch(&self) -> Error {
+        Error::operator(self.operator.name, "the kernel does not take these arguments")
+    }
+
     /// Sends what a kernel computed through the output slot, if there is one.
     ///
     /// # Errors

@@ -15,9 +15,9 @@ use ff_kernels::{
 
 use super::call::{Argument, Call};
 use super::dispatch::{Kernel, Predicate};
+use crate::flags;
 use crate::tensor::float::{Conv, Padding};
 use crate::tensor::{Error, QuantizedTensor, Result, Value};
-use crate::{ErrorKind, flags};
 
 /// The operators, when their kernels run, and the kernels.
 pub(super) fn built_in() -> Vec<(&'static str, Predicate, Kernel)> {
@@ -97,7 +97,7 @@ impl Weighted<'_> {
 }
 
 fn linear(call: &Call<'_>) -> Result<Value> {
-    let Some(operands) = weighted(call) else { return Err(mismatch(call)) };
+    let Some(operands) = weighted(call) else { return Err(call.mismatch()) };
     let (input, weight) = (operands.input, operands.weight.packed()?);
     let [n_out, n_in] = weight.shape();
     let (Some((&depth, outer)), true) = (input.dims().split_last(), operands.weight.rank() == 2)
@@ -183,7 +183,7 @@ fn windows<'a>(call: &Call<'a>) -> Option<Windows<'a>> {
 fn conv(call: &Call<'_>) -> Result<Value> {
     let Some(Windows { operands, window, groups, shapes: [x_shape, w_shape] }) = windows(call)
     else {
-        return Err(mismatch(call));
+        return Err(call.mismatch());
     };
     let fail = |error: KernelError| wrong(call, &error);
     let filter = operands.weight.packed_filter(w_shape, groups)?;
@@ -234,7 +234,7 @@ fn product<'a>(
 
 fn matmul(call: &Call<'_>) -> Result<Value> {
     let second = if call.operator.name == "matmul" { "other" } else { "mat2" };
-    let Some((left, right)) = product(call, second) else { return Err(mismatch(call)) };
+    let Some((left, right)) = product(call, second) else { return Err(call.mismatch()) };
     let leading = left.rank() - 2;
     let batch: usize = left.dims()[..leading].iter().product();
     let (m, k, n) = (left.dims()[leading], right.dims()[leading], right.dims()[leading + 1]);
@@ -247,12 +247,4 @@ fn matmul(call: &Call<'_>) -> Result<Value> {
     let mut shape = left.dims()[..leading].to_vec();
     shape.extend([m, n]);
     call.finish(Tensor::from_vec(out, shape, &Device::Cpu)?)
-}
-
-/// A kernel was called with arguments that its predicate does not accept.
-fn mismatch(call: &Call<'_>) -> Error {
-    Error::new(
-        ErrorKind::Operator,
-        format!("{}: the integer kernel does not take these arguments", call.operator.name),
-    )
 }

@@ -48,7 +48,7 @@ fn by_number<'a>(call: &Call<'a>) -> Option<(&'a QuantizedTensor, f64)> {
 fn mul(call: &Call<'_>) -> Result<Value> {
     match by_number(call) {
         Some((input, factor)) => call.finish(input.mul_scalar(factor)?),
-        None => Err(mismatch(call)),
+        None => Err(call.mismatch()),
     }
 }
 
@@ -64,25 +64,20 @@ fn parts<'a>(call: &Call<'a>) -> Option<Vec<&'a QuantizedTensor>> {
 fn cat(call: &Call<'_>) -> Result<Value> {
     match (parts(call), call.attribute::<isize>("dim")) {
         (Some(parts), Some(&dim)) => call.finish(QuantizedTensor::cat(&parts, dim)?),
-        _ => Err(mismatch(call)),
+        _ => Err(call.mismatch()),
     }
 }
 
 fn permute(call: &Call<'_>) -> Result<Value> {
     match (input(call), call.attribute::<Vec<isize>>("dims")) {
         (Some(input), Some(dims)) => call.finish(input.permute(dims)?),
-        _ => Err(mismatch(call)),
+        _ => Err(call.mismatch()),
     }
 }
 
 fn positive(call: &Call<'_>) -> Result<Value> {
     match input(call) {
         Some(input) => call.finish(input.clone()),
-        None => Err(mismatch(call)),
+        None => Err(call.mismatch()),
     }
-}
-
-/// A kernel was called with arguments that its predicate does not accept.
-fn mismatch(call: &Call<'_>) -> crate::tensor::Error {
-    crate::tensor::Error::operator(call.operator.name, "the kernel does not take these arguments")
 }
