@@ -34,6 +34,8 @@
 mod config;
 mod estimate;
 mod estimator;
+mod histogram;
+mod histogram_grid;
 mod min_error;
 mod observer;
 mod percentile;
@@ -47,6 +49,7 @@ pub use estimate::{
 };
 pub use estimator::{RangeEstimator, TileRanges, tile_ranges};
 pub use ff_kernels::{CandidateLayout, Candidates};
+pub use histogram_grid::{HistogramCriterion, HistogramGrid, HistogramGridConfig};
 pub use min_error::{CandidateGrid, ErrorFunction, MinErrorGrid, MinErrorGridConfig};
 pub use observer::{InitialRange, ObserverOptions, RangeObserver, UpdatePolicy};
 pub use percentile::{Percentile, PercentileConfig};

@@ -74,8 +74,8 @@ pub use pool::{
 };
 pub use range::{
     Bin, CandidateLayout, Candidates, Degenerate, Histogram, MinMax, Moments, OneSided, Parameters,
-    RangeOptions, best_candidates, candidate_errors, candidate_errors_reference, histograms,
-    min_max, min_max_reference, moments, moments_reference, parameters_for_range,
-    quantization_range, search_min_error,
+    RangeOptions, best_candidates, candidate_errors, candidate_errors_reference,
+    histogram_divergences, histogram_errors, histograms, min_max, min_max_reference, moments,
+    moments_reference, parameters_for_range, quantization_range, search_min_error,
 };
 pub use tiling::{Element, Tiling};

@@ -7,6 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use serde::{Deserialize, Serialize};
 
 use super::estimator::RangeEstimator;
+use super::histogram_grid::{HistogramCriterion, HistogramGrid, HistogramGridConfig};
 use super::min_error::{CandidateGrid, ErrorFunction, MinErrorGrid, MinErrorGridConfig};
 use super::percentile::{Percentile, PercentileConfig};
 use super::running_minmax::RunningMinMax;
@@ -46,14 +47,20 @@ pub enum EstimatorConfig {
     MinErrorGrid(MinErrorGridConfig),
     /// [`Percentile`].
     Percentile(PercentileConfig),
+    /// [`HistogramGrid`] by squared error.
+    HistogramMse(HistogramGridConfig),
+    /// [`HistogramGrid`] by entropy.
+    Entropy(HistogramGridConfig),
 }
 
 /// Each estimator's name with the names of its options.
-const ESTIMATORS: [(&str, &[&str]); 4] = [
+const ESTIMATORS: [(&str, &[&str]); 6] = [
     ("running_minmax", &[]),
     ("smoothed_minmax", &["gamma"]),
     ("min_error_grid", &["num_candidates", "grid", "absolute_margin", "relative_margin", "error"]),
     ("percentile", &["percentile", "num_bins"]),
+    ("histogram_mse", &["num_candidates", "num_bins"]),
+    ("entropy", &["num_candidates", "num_bins"]),
 ];
 
 const DEFAULT_GAMMA: f64 = 0.1;
@@ -86,6 +93,8 @@ impl EstimatorConfig {
             Self::SmoothedMinmax { .. } => "smoothed_minmax",
             Self::MinErrorGrid(_) => "min_error_grid",
             Self::Percentile(_) => "percentile",
+            Self::HistogramMse(_) => HistogramCriterion::Mse.name(),
+            Self::Entropy(_) => HistogramCriterion::Entropy.name(),
         }
     }
 
@@ -99,6 +108,12 @@ impl EstimatorConfig {
             Self::SmoothedMinmax { gamma } => Box::new(SmoothedMinMax::new(*gamma)?),
             Self::MinErrorGrid(config) => Box::new(MinErrorGrid::new(config.clone())?),
             Self::Percentile(config) => Box::new(Percentile::new(config.clone())?),
+            Self::HistogramMse(config) => {
+                Box::new(HistogramGrid::new(HistogramCriterion::Mse, config.clone())?)
+            }
+            Self::Entropy(config) => {
+                Box::new(HistogramGrid::new(HistogramCriterion::Entropy, config.clone())?)
+            }
         })
     }
 
@@ -109,6 +124,8 @@ impl EstimatorConfig {
             "smoothed_minmax" => Self::SmoothedMinmax { gamma: DEFAULT_GAMMA },
             "min_error_grid" => Self::MinErrorGrid(MinErrorGridConfig::default()),
             "percentile" => Self::Percentile(PercentileConfig::default()),
+            "histogram_mse" => Self::HistogramMse(HistogramGridConfig::default()),
+            "entropy" => Self::Entropy(HistogramGridConfig::default()),
             _ => return None,
         })
     }
@@ -294,6 +311,10 @@ impl Options {
                 set(&mut percentile.percentile, self.percentile);
                 set(&mut percentile.num_bins, self.num_bins);
             }
+            EstimatorConfig::HistogramMse(grid) | EstimatorConfig::Entropy(grid) => {
+                set(&mut grid.num_candidates, self.num_candidates);
+                set(&mut grid.num_bins, self.num_bins);
+            }
         }
         config
     }
@@ -436,10 +457,10 @@ mod tests {
             "'runing_minmax'",
         );
         check_error(
-            "range = { estimator = 'histogram' }",
-            "unknown estimator `histogram`, expected one of `running_minmax`, `smoothed_minmax`, `min_error_grid`, \
-             `percentile`",
-            "'histogram'",
+            "range = { estimator = 'quartiles' }",
+            "unknown estimator `quartiles`, expected one of `running_minmax`, `smoothed_minmax`, `min_error_grid`, \
+             `percentile`, `histogram_mse`, `entropy`",
+            "'quartiles'",
         );
         check_error(
             "range = { estimator = 'smoothed_minmax', gama = 0.1 }",
@@ -459,7 +480,7 @@ mod tests {
         check_error(
             "range = { gamma = 0.1 }",
             "no `estimator` is named, expected one of `running_minmax`, `smoothed_minmax`, `min_error_grid`, \
-             `percentile`",
+             `percentile`, `histogram_mse`, `entropy`",
             "{ gamma = 0.1 }",
         );
         check_error(

@@ -1,11 +1,10 @@
 //! Ranges that leave the outermost values out.
 
-use ff_kernels::{Bin, Histogram, KernelError, histograms};
+use ff_kernels::{Bin, Histogram};
 use serde::Serialize;
 
-use super::estimator::{
-    RangeEstimator, TileRanges, bad_values, check_memory, check_tiles, tile_ranges, tiling_of,
-};
+use super::estimator::{RangeEstimator, TileRanges};
+use super::histogram::{TileHistograms, check_bins};
 use crate::quantization::quantizer::RangeSettable;
 use crate::{ArrayView, Error, ErrorKind};
 
@@ -25,7 +24,7 @@ use crate::{ArrayView, Error, ErrorKind};
 #[derive(Clone, Debug)]
 pub struct Percentile {
     config: PercentileConfig,
-    tiles: Vec<Histogram>,
+    seen: TileHistograms,
 }
 
 /// The settings of a [`Percentile`].
@@ -56,11 +55,9 @@ impl Percentile {
                 config.percentile
             ));
         }
-        if !(16..=1 << 16).contains(&config.num_bins) {
-            wrong.push(format!("num_bins must be 16 to 65536, found {}", config.num_bins));
-        }
+        check_bins(config.num_bins, &mut wrong);
         if wrong.is_empty() {
-            Ok(Self { config, tiles: Vec::new() })
+            Ok(Self { seen: TileHistograms::new(config.num_bins), config })
         } else {
             Err(Error::of_problems(ErrorKind::InvalidSettings, "options are out of bounds", &wrong))
         }
@@ -78,29 +75,15 @@ impl RangeEstimator for Percentile {
     }
 
     fn observe(&mut self, x: ArrayView<'_>, quantizer: &dyn RangeSettable) -> Result<(), Error> {
-        let found = tile_ranges(x, quantizer.granularity())?;
-        if !found.is_finite() {
-            return Err(bad_values(x, "infinite", f32::is_infinite));
-        }
-        let tiling = tiling_of(x, quantizer.granularity())?;
-        if self.tiles.is_empty() {
-            check_memory(tiling.num_tiles(), self.config.num_bins, "bins")?;
-            let empty = Histogram::new(self.config.num_bins).map_err(kernel_error)?;
-            let mut tiles = vec![empty; tiling.num_tiles()];
-            histograms(x.data(), &tiling, &mut tiles).map_err(kernel_error)?;
-            self.tiles = tiles;
-            return Ok(());
-        }
-        check_tiles(self.tiles.len(), tiling.num_tiles())?;
-        histograms(x.data(), &tiling, &mut self.tiles).map_err(kernel_error)
+        self.seen.observe(x, quantizer)
     }
 
     fn range(&self) -> Option<TileRanges> {
-        if self.tiles.is_empty() {
+        if self.seen.tiles().is_empty() {
             return None;
         }
         let outside = (1.0 - self.config.percentile / 100.0) / 2.0;
-        let (min, max) = self.tiles.iter().map(|tile| central_range(tile, outside)).unzip();
+        let (min, max) = self.seen.tiles().iter().map(|tile| central_range(tile, outside)).unzip();
         Some(TileRanges { min, max })
     }
 
@@ -115,22 +98,14 @@ impl RangeEstimator for Percentile {
                 ),
             ));
         }
-        if later.tiles.is_empty() {
-            return Ok(());
-        }
-        if self.tiles.is_empty() {
-            self.tiles.clone_from(&later.tiles);
-            return Ok(());
-        }
-        check_tiles(self.tiles.len(), later.tiles.len())?;
-        for (tile, later) in self.tiles.iter_mut().zip(&later.tiles) {
-            tile.merge(later).map_err(kernel_error)?;
-        }
-        Ok(())
+        self.seen.merge(&later.seen)
     }
 
     fn fork(&self) -> Box<dyn RangeEstimator> {
-        Box::new(Self { config: self.config.clone(), tiles: Vec::new() })
+        Box::new(Self {
+            seen: TileHistograms::new(self.config.num_bins),
+            config: self.config.clone(),
+        })
     }
 }
 
@@ -157,10 +132,6 @@ fn central_range(histogram: &Histogram, outside: f64) -> (f32, f32) {
     let lowest = lowest.map_or(min, |bin| bin.lower as f32);
     let highest = highest.map_or(max, |bin| bin.upper as f32);
     (lowest.max(min), highest.min(max))
-}
-
-fn kernel_error(error: KernelError) -> Error {
-    Error::new(ErrorKind::InvalidData, error.to_string()).with_source(error)
 }
 
 #[cfg(test)]
@@ -233,7 +204,7 @@ mod tests {
         observe(&mut second, &data[..1200]);
         observe(&mut second, &data[1200..2000]);
         first.merge(&second).unwrap();
-        assert_eq!(whole.tiles, first.tiles);
+        assert_eq!(whole.seen, first.seen);
         assert_eq!(whole.range(), first.range());
         assert_eq!(whole.range().unwrap().len(), 4);
         assert_eq!(whole.range().unwrap().min[0], {

@@ -185,11 +185,13 @@ const QUANTIZERS: [&str; 6] = [
     "{ type = 'dynamic_linear', num_bits = 8, symmetric = true, granularity = { per_channel = 1 } }",
 ];
 
-const ESTIMATORS: [&str; 4] = [
+const ESTIMATORS: [&str; 6] = [
     "{ estimator = 'running_minmax' }",
     "{ estimator = 'smoothed_minmax', gamma = 0.1 }",
     "{ estimator = 'min_error_grid', num_candidates = 7 }",
     "{ estimator = 'percentile', percentile = 99.99 }",
+    "{ estimator = 'histogram_mse', num_candidates = 64 }",
+    "{ estimator = 'entropy', num_bins = 8192 }",
 ];
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::reading::WHOLE;
 use super::*;
+use crate::range_setting::HistogramGridConfig;
 
 #[test]
 fn quantizers() {
@@ -167,6 +168,14 @@ fn estimators() {
         ("{ estimator = 'smoothed_minmax', gamma = 0.1 }", EstimatorConfig::smoothed_minmax(0.1)),
         ("{ estimator = 'min_error_grid' }", EstimatorConfig::min_error_grid(100)),
         ("{ estimator = 'percentile', percentile = 99.9 }", EstimatorConfig::percentile(99.9)),
+        ("'entropy'", EstimatorConfig::Entropy(HistogramGridConfig::default())),
+        (
+            "{ estimator = 'histogram_mse', num_bins = 512 }",
+            EstimatorConfig::HistogramMse(HistogramGridConfig {
+                num_bins: 512,
+                ..Default::default()
+            }),
+        ),
     ] {
         let rule = quantizer(&format!("{{ type = 'linear', num_bits = 8 }}\nrange = {text}"));
         assert_eq!(rule.estimator, Some(expected), "{text}");
@@ -195,7 +204,7 @@ fn estimators() {
         ),
         (
             "{ gamma = 0.5 }",
-            "w8a8.toml:5:9: no `estimator` is named, expected one of `running_minmax`, `smoothed_minmax`, `min_error_grid`, `percentile`",
+            "w8a8.toml:5:9: no `estimator` is named, expected one of `running_minmax`, `smoothed_minmax`, `min_error_grid`, `percentile`, `histogram_mse`, `entropy`",
         ),
         (
             "3",
