@@ -232,6 +232,8 @@ fn estimator_in_words(estimator: &EstimatorConfig) -> String {
         EstimatorConfig::SmoothedMinmax { gamma } => format!("smoothed min-max {gamma}"),
         EstimatorConfig::MinErrorGrid(grid) => format!("min-error {}", grid.num_candidates),
         EstimatorConfig::Percentile(one) => format!("percentile {}", one.percentile),
+        EstimatorConfig::HistogramMse(grid) => format!("histogram mse {}", grid.num_candidates),
+        EstimatorConfig::Entropy(grid) => format!("entropy {}", grid.num_candidates),
     }
 }
 
