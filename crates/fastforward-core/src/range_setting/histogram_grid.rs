@@ -20,8 +20,8 @@ use crate::{ArrayView, Error, ErrorKind};
 ///
 /// - by squared error, values are taken as spread evenly over their bin ([`ff_kernels::histogram_errors`]);
 /// - by entropy, the range is taken whose quantized values are distributed most like the values themselves
-///   ([`ff_kernels::histogram_divergences`]). It clips far more than squared error does, which suits
-///   activations with rare outliers, and hurts where outliers matter.
+///   ([`ff_kernels::histogram_divergences`]). It clips far more than squared error does: good for 8-bit activations with
+///   rare outliers, too much for 4 bits.
 ///
 /// The first of equal candidates wins. Counts are exact: any order of the batches and any way of merging gives the same
 /// range. Memory is `num_bins * 8` bytes per tile; more than 2^28 bins in all are refused.

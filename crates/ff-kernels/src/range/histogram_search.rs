@@ -56,7 +56,8 @@ pub fn histogram_errors(
 /// D = Σ P·ln(P / ((1 - ε)·Q + ε / number of bins kept)),     ε = 1e-4
 /// ```
 ///
-/// The method is that of calibration by entropy (S. Migacz, 8-bit inference with TensorRT, GTC 2017), for any grid. A
+/// The method is that of calibration by entropy (S. Migacz, 8-bit inference with TensorRT, GTC 2017), for any grid. As
+/// there, zeros do not count, which every grid holds exactly: the bin with zero is cut down to the larger of its neighbours. A
 /// candidate that keeps fewer bins than the grid has codes could not show any loss; its divergence is infinite, unless the
 /// tile has no more bins than that. A tile without data has divergence 0 everywhere.
 ///
@@ -155,15 +156,19 @@ fn divergence(histogram: &Histogram, steps: Steps) -> f64 {
         return 0.0;
     }
     // The bins that are kept, each with its code, and how many values lie below and above.
-    let (mut below, mut above) = (0, 0);
+    let (mut below, mut above, mut total) = (0, 0, 0);
     let mut kept: Vec<(f64, u64)> = Vec::new();
     let bins = histogram.bins().len();
+    let zeros = surplus_zeros(histogram);
     for bin in histogram.bins() {
+        let has_zero = (bin.lower..bin.upper).contains(&0.0);
+        let count = bin.count - if has_zero { zeros } else { 0 };
+        total += count;
         let code = steps.position((bin.lower + bin.upper) / 2.0).round_ties_even();
         match code {
-            code if code < steps.lo => below += bin.count,
-            code if code > steps.hi => above += bin.count,
-            code => kept.push((code, bin.count)),
+            code if code < steps.lo => below += count,
+            code if code > steps.hi => above += count,
+            code => kept.push((code, count)),
         }
     }
     let codes = steps.hi - steps.lo + 1.0;
@@ -172,7 +177,7 @@ fn divergence(histogram: &Histogram, steps: Steps) -> f64 {
         return f64::INFINITY;
     }
     let last = kept.len() - 1;
-    let (total, inside) = (histogram.count() as f64, inside as f64);
+    let (total, inside) = (total as f64, inside as f64);
     let floor = SMOOTHING / kept.len() as f64;
     let mut sum = 0.0;
     let mut start = 0;
@@ -193,6 +198,15 @@ fn divergence(histogram: &Histogram, steps: Steps) -> f64 {
         start = end;
     }
     sum
+}
+
+/// By how much the bin with zero rises above its neighbours: zeros, as after a ReLU, which every grid holds exactly.
+fn surplus_zeros(histogram: &Histogram) -> u64 {
+    let mut bins = histogram.bins();
+    let Some(at) = bins.position(|bin| (bin.lower..bin.upper).contains(&0.0)) else { return 0 };
+    let count = |at: usize| histogram.bins().nth(at).map_or(0, |bin| bin.count);
+    let neighbours = count(at + 1).max(at.checked_sub(1).map_or(0, count));
+    count(at).saturating_sub(neighbours)
 }
 
 #[cfg(test)]
@@ -310,14 +324,14 @@ mod tests {
     #[test]
     fn divergences_by_hand() {
         let mut x = Vec::new();
-        for (at, count) in [(0.25, 4), (0.75, 2), (1.25, 1), (1.75, 1)] {
+        for (at, count) in [(1.25, 4), (1.75, 2), (2.25, 1), (2.75, 1)] {
             x.extend(vec![at; count]);
         }
         let mut seen = Histogram::new(4).unwrap();
         seen.add(&x).unwrap();
         assert_eq!((seen.bin_width(), seen.bins().len()), (0.5, 4));
         let of = |scale: f64, codes: (f64, f64)| {
-            divergence(&seen, Steps { scale, offset: -0.5, lo: codes.0, hi: codes.1 })
+            divergence(&seen, Steps { scale, offset: 1.0 / scale - 0.5, lo: codes.0, hi: codes.1 })
         };
         // Centres at 0.75, 1.25, 1.75, 2.25 steps: codes 1, 1, 2, 2; shares 1/2, 1/4, 1/8, 1/8.
         let smooth = |q: f64| (1.0 - 1e-4) * q + 1e-4 / 4.0;
@@ -336,5 +350,20 @@ mod tests {
         // One bin kept of four shows nothing on six codes.
         assert!(of(0.5, (1.0, 4.0)).is_finite());
         assert_eq!(of(0.5, (-4.0, 1.0)), f64::INFINITY);
+    }
+
+    #[test]
+    fn zeros_do_not_count() {
+        let x: Vec<f32> = data(20_000, 5).iter().map(|x| x.abs()).collect();
+        let (grid, options) = (IntegerGrid::signed(5).unwrap(), RangeOptions::default());
+        let max = x.iter().copied().fold(0.0, f32::max);
+        let candidates =
+            Candidates::new(&[0.0], &[max], true, 50, CandidateLayout::default()).unwrap();
+        let judged = |zeros: usize| {
+            let mut seen = histogram(&x, 2048);
+            seen.add(&vec![0.0; zeros]).unwrap();
+            histogram_divergences(&[seen], &candidates, grid, &options).unwrap()
+        };
+        assert_eq!(judged(1_000), judged(100_000));
     }
 }
