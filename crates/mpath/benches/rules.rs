@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use mpath::{
-    Class, Context, DependsOn, Facts, Fragment, Node, QuerySet, SearchOptions, Selector, Tag,
+    Class, Context, DependsOn, Facts, Fragment, Kind, Node, QuerySet, SearchOptions, Selector, Tag,
     TagSet, search,
 };
 
@@ -16,7 +16,14 @@ struct Tree(Vec<Entry>);
 struct Entry {
     class: Class,
     tags: Option<TagSet>,
+    kind: Kind,
     children: Vec<(String, usize)>,
+}
+
+impl Entry {
+    fn new(class: Class, tags: Option<TagSet>) -> Self {
+        Entry { class, tags, kind: Kind::new(class, tags), children: Vec::new() }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -30,6 +37,10 @@ impl Facts for Handle<'_> {
     fn tags(&self) -> Option<TagSet> {
         self.0.0[self.1].tags
     }
+
+    fn kind(&self) -> Kind {
+        self.0.0[self.1].kind
+    }
 }
 
 impl Node for Handle<'_> {
@@ -37,6 +48,10 @@ impl Node for Handle<'_> {
         for (name, child) in &self.0.0[self.1].children {
             visit(name, Handle(self.0, *child));
         }
+    }
+
+    fn is_leaf(&self) -> bool {
+        self.0.0[self.1].children.is_empty()
     }
 }
 
@@ -54,7 +69,7 @@ fn class(name: &str) -> Class {
 
 impl Tree {
     fn add(&mut self, parent: usize, name: &str, class_name: &str) -> usize {
-        self.0.push(Entry { class: class(class_name), tags: None, children: Vec::new() });
+        self.0.push(Entry::new(class(class_name), None));
         let child = self.0.len() - 1;
         self.0[parent].children.push((name.to_owned(), child));
         child
@@ -69,14 +84,13 @@ impl Tree {
             ("output_quantizer", "activation/output"),
         ] {
             let slot = self.add(linear, name, "QuantizerStub");
-            self.0[slot].tags = Some(TagSet::new([Tag::new(tag)]));
+            self.0[slot] = Entry::new(class("QuantizerStub"), Some(TagSet::new([Tag::new(tag)])));
         }
     }
 
     /// A transformer of as many layers as make at least so many modules.
     fn transformer(modules: usize) -> Self {
-        let mut tree =
-            Tree(vec![Entry { class: class("Module"), tags: None, children: Vec::new() }]);
+        let mut tree = Tree(vec![Entry::new(class("Module"), None)]);
         let layers = tree.add(0, "layers", "ModuleList");
         let mut number = 0;
         while tree.0.len() < modules {

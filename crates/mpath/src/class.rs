@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
+use crate::Kind;
 use crate::intern::Interner;
 
 /// The class of a node: a short name, a full path, and the classes it extends.
@@ -20,12 +21,33 @@ use crate::intern::Interner;
 #[derive(Clone, Copy)]
 pub struct Class(&'static ClassInfo);
 
-#[derive(PartialEq, Eq, Hash)]
 struct ClassInfo {
     name: Box<str>,
     path: Box<str>,
     /// This class's ancestors, nearest first, without repeats.
     ancestors: Box<[Class]>,
+    /// The kind of nodes of this class without tags; not part of the definition.
+    kind: Kind,
+}
+
+impl ClassInfo {
+    fn definition(&self) -> (&str, &str, &[Class]) {
+        (&self.name, &self.path, &self.ancestors)
+    }
+}
+
+impl PartialEq for ClassInfo {
+    fn eq(&self, other: &Self) -> bool {
+        self.definition() == other.definition()
+    }
+}
+
+impl Eq for ClassInfo {}
+
+impl Hash for ClassInfo {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.definition().hash(state);
+    }
 }
 
 static CLASSES: Interner<ClassInfo> = Interner::new();
@@ -46,13 +68,15 @@ impl Class {
                 }
             }
         }
-        let info = ClassInfo { name: name.into(), path: path.into(), ancestors: ancestors.into() };
+        let [name, path] = [name, path].map(Box::from);
+        let info = ClassInfo { name, path, ancestors: ancestors.into(), kind: Kind::NOBODYS };
         Class(CLASSES.intern(&info, || {
-            let ClassInfo { name, path, ancestors } = &info;
+            let ClassInfo { name, path, ancestors, .. } = &info;
             Box::leak(Box::new(ClassInfo {
                 name: name.clone(),
                 path: path.clone(),
                 ancestors: ancestors.clone(),
+                kind: Kind::fresh(),
             }))
         }))
     }
@@ -75,6 +99,12 @@ impl Class {
     /// A number that differs between classes.
     pub(crate) fn id(self) -> usize {
         std::ptr::from_ref(self.0).addr()
+    }
+
+    /// The kind of nodes of this class without tags.
+    #[inline]
+    pub(crate) fn kind(self) -> Kind {
+        self.0.kind
     }
 
     /// Whether this class is `other` or extends it.

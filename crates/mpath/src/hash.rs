@@ -10,7 +10,7 @@ pub(crate) type FastMap<K, V> = std::collections::HashMap<K, V, BuildHasherDefau
 pub(crate) struct FastHasher(u64);
 
 /// An odd constant with a balanced bit pattern: the golden ratio scaled to 64 bits.
-const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl FastHasher {
     fn add(&mut self, word: u64) {

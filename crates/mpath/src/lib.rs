@@ -44,7 +44,7 @@
 //! # Where to look
 //!
 //! - [`language`]: how queries are written.
-//! - [`Node`]: what a tree has to offer. [`Class`] and [`Tag`]: what a node may be.
+//! - [`Node`]: what a tree has to offer. [`Class`] and [`Tag`]: what a node may be; [`Kind`]: both, as a number.
 //! - [`Context`]: what names in a query mean; it parses. [`Selector`]: a parsed query. [`Fragment`]: one test in it.
 //! - [`search`]: one query, a collection of results. [`QuerySet`]: many queries in one walk.
 //! - [`diagnose`] and [`why`]: why a query matches nothing, or not that.
@@ -56,7 +56,7 @@
 //! beginning, and equal ones are one state; so there are about as many as fragments, and groups with `**` need no care.
 //! A search keeps pairs of state and node and takes each once: that makes it linear, lets nodes be shared or even form
 //! cycles, and gives the order of the reference, which keeps the same pairs. A query set follows all states of all
-//! queries together and remembers where a set of them leads for a name, a class and tags. Nothing recurses on the tree.
+//! queries together and remembers where a set of them leads for a name and a [`Kind`]. Nothing recurses on the tree.
 //!
 //! The crate knows nothing of tensors or quantizers: a tag is a text with levels, a class a name with ancestors.
 #![forbid(unsafe_code)]
@@ -67,6 +67,7 @@ mod context;
 mod diagnosis;
 mod error;
 mod fragment;
+mod kind;
 pub mod language;
 pub mod limits;
 mod node;
@@ -92,6 +93,7 @@ pub use fragment::{
     ClassFragment, DependsOn, Disjoint, Fragment, Inverted, Joint, NameFragment, PatternFragment,
     PredicateFragment, Wildcard,
 };
+pub use kind::{AtomicKind, Kind};
 pub use node::{Facts, Node};
 pub use query_set::{Path, QuerySet, Visit};
 pub use search::{Query, SearchOptions, search};

@@ -1,6 +1,6 @@
 //! The little that a query needs to know of a tree.
 
-use crate::{Class, TagSet};
+use crate::{Class, Kind, TagSet};
 
 /// What a fragment of a query may ask about one node, besides its name.
 pub trait Facts {
@@ -10,9 +10,9 @@ pub trait Facts {
     /// The tags of a quantizer; `None` for everything that is not a quantizer.
     fn tags(&self) -> Option<TagSet>;
 
-    /// Both at once, for trees where that is less work than one after the other.
-    fn class_and_tags(&self) -> (Class, Option<TagSet>) {
-        (self.class(), self.tags())
+    /// Both as one number, for trees that keep it: this looks it up in a table of the process.
+    fn kind(&self) -> Kind {
+        Kind::new(self.class(), self.tags())
     }
 }
 
@@ -23,6 +23,13 @@ pub trait Facts {
 pub trait Node: Facts + Copy {
     /// Calls `visit` with the name and the handle of each child, in declaration order.
     fn for_each_child(&self, visit: &mut dyn FnMut(&str, Self));
+
+    /// Whether the node is known to have no children. A walk can then go on without asking for them.
+    ///
+    /// `false` says nothing.
+    fn is_leaf(&self) -> bool {
+        false
+    }
 
     /// A number that two handles share exactly when they are the same node; `None` for a node that has one parent only.
     fn identity(&self) -> Option<usize> {

@@ -3,8 +3,6 @@
 mod matcher;
 mod walk;
 
-use std::ops::Range;
-
 use crate::automaton::Automaton;
 use crate::{Error, FilterResult, Node, Selector};
 
@@ -59,12 +57,13 @@ pub struct Visit<'w, N> {
     pub matches: &'w [u32],
 }
 
-/// The names from the root to a node, joined only when asked for.
+/// The names from the root to a node.
 #[derive(Clone, Copy)]
 pub struct Path<'w> {
-    names: &'w str,
-    /// Where among `names` those of the path are.
-    path: &'w [Range<usize>],
+    /// The names of the nodes around, joined by dots, and where each one ends.
+    parent: &'w str,
+    ends: &'w [usize],
+    name: &'w str,
 }
 
 impl QuerySet {
@@ -94,7 +93,7 @@ impl QuerySet {
     /// # Errors
     /// If the tree exceeds the [`limits`](crate::limits).
     pub fn walk<N: Node>(&self, root: N, visit: impl FnMut(&Visit<'_, N>)) -> Result<(), Error> {
-        Walk::new(Matcher::new(&self.automaton)).run(root, false, visit)
+        Walk::new(Matcher::new(&self.automaton), false).run(root, visit)
     }
 
     /// Visits the nodes below `root` that at least one query matches, in the order of [`walk`](QuerySet::walk), leaving
@@ -107,7 +106,7 @@ impl QuerySet {
         root: N,
         visit: impl FnMut(&Visit<'_, N>),
     ) -> Result<(), Error> {
-        Walk::new(Matcher::new(&self.automaton)).run(root, true, visit)
+        Walk::new(Matcher::new(&self.automaton), true).run(root, visit)
     }
 }
 
@@ -135,40 +134,40 @@ impl<'w> Path<'w> {
 
     /// Appends the names, joined by dots, to a buffer.
     pub fn write_full_name(&self, buffer: &mut String) {
-        for (i, name) in self.names().enumerate() {
-            if i > 0 {
-                buffer.push('.');
-            }
-            buffer.push_str(name);
+        if !self.ends.is_empty() {
+            buffer.push_str(self.parent);
+            buffer.push('.');
         }
+        buffer.push_str(self.name);
     }
 
     /// The name of the node in its parent.
     pub fn name(&self) -> &'w str {
-        self.path.last().map_or("", |range| &self.names[range.clone()])
+        self.name
     }
 
     /// The number of names.
     pub fn depth(&self) -> usize {
-        self.path.len()
+        self.ends.len() + 1
     }
 
     /// The names, that of the node last.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &'w str> + use<'w> {
-        let Path { names, path } = *self;
-        path.iter().map(move |range| &names[range.clone()])
+        let Path { parent, ends, name } = *self;
+        let name_at = move |at: usize| match ends.get(at) {
+            Some(&end) => &parent[at.checked_sub(1).map_or(0, |before| ends[before] + 1)..end],
+            None => name,
+        };
+        (0..self.depth()).map(name_at)
     }
 }
 
 impl std::fmt::Display for Path<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, name) in self.names().enumerate() {
-            if i > 0 {
-                f.write_str(".")?;
-            }
-            f.write_str(name)?;
+        if !self.ends.is_empty() {
+            write!(f, "{}.", self.parent)?;
         }
-        Ok(())
+        f.write_str(self.name)
     }
 }
 

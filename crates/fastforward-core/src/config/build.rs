@@ -66,7 +66,7 @@ impl QuantConfigFile {
         resolution: &Resolution,
     ) -> Result<Vec<(SlotEntry, EstimatorFactory)>, Error> {
         let mut all = Vec::new();
-        for slot in &resolution.slots {
+        for slot in resolution.slots() {
             let Some(winner) = slot.winner else { continue };
             let Some(rule) = self.rules.get(winner.rule) else {
                 return Err(Error::new(
@@ -80,8 +80,7 @@ impl QuantConfigFile {
                 ));
             };
             if let Some(estimator) = &rule.estimator {
-                let entry = SlotEntry { names: slot.names.clone(), slot: slot.slot.clone() };
-                all.push((entry, estimator.clone().into()));
+                all.push((slot.to_entry(), estimator.clone().into()));
             }
         }
         Ok(all)

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use mpath::{Class, Facts, Node, TagSet};
+use mpath::{Class, Facts, Kind, Node, TagSet};
 
 use super::walk::{Part, Step, walk};
 use super::{Module, Visitor};
@@ -71,29 +71,34 @@ impl Facts for NodeRef<'_> {
         }
     }
 
-    fn class_and_tags(&self) -> (Class, Option<TagSet>) {
+    #[inline]
+    fn kind(&self) -> Kind {
         match self {
-            NodeRef::Module(module) => (module.class(), None),
-            NodeRef::Slot(slot) => {
-                let (class, tags) = slot.class_and_tags();
-                (class, Some(tags))
-            }
+            NodeRef::Module(module) => Kind::new(module.class(), None),
+            NodeRef::Slot(slot) => slot.kind(),
         }
     }
 }
 
 impl Node for NodeRef<'_> {
+    #[inline]
     fn for_each_child(&self, visit: &mut dyn FnMut(&str, Self)) {
         if let NodeRef::Module(module) = self {
             module.visit(&mut Children(visit));
         }
     }
 
+    #[inline]
     fn identity(&self) -> Option<usize> {
         match self {
             NodeRef::Module(module) => module.identity(),
             NodeRef::Slot(slot) => Some(slot.id()),
         }
+    }
+
+    #[inline]
+    fn is_leaf(&self) -> bool {
+        matches!(self, NodeRef::Slot(_))
     }
 }
 

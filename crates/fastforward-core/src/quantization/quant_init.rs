@@ -37,6 +37,7 @@ mod config;
 mod factory;
 mod fragment;
 mod resolution;
+mod resolve;
 mod rule;
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,7 @@ pub use slot::{
     OverrideGuard, QuantizerOverride, QuantizerSlot, SlotUpdate, StrictnessGuard, apply_updates,
 };
 pub use stub::QuantizerStub;
+pub(crate) use stub::stub;
 
 use crate::quantization::affine::{AffineGrid, QuantizedArray, RangeSettings};
 use crate::quantization::granularity::Granularity;

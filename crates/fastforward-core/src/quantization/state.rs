@@ -59,11 +59,11 @@ impl StateInfo {
     /// The same with the rules of a resolution: of each slot the one that decides it.
     #[must_use]
     pub fn with_rules(mut self, resolution: &Resolution) -> Self {
-        let winner = |slot: &SlotResolution| {
+        let winner = |slot: SlotResolution<'_>| {
             let rule = resolution.rules.get(slot.winner?.rule)?;
             Some((slot.name().to_owned(), rule.label.clone()))
         };
-        self.rules.extend(resolution.slots.iter().filter_map(winner));
+        self.rules.extend(resolution.slots().filter_map(winner));
         self
     }
 }

@@ -169,7 +169,10 @@ impl PlannedSlot {
                 .map(estimator_in_words),
         });
         Self {
-            names: resolved.map_or_else(|| vec![site.name.clone()], |slot| slot.names.clone()),
+            names: resolved.map_or_else(
+                || vec![site.name.clone()],
+                |slot| slot.names().map(str::to_owned).collect(),
+            ),
             role: role_name(site.role),
             rule: winner.map(|winner| winner.rule),
             losers: resolved

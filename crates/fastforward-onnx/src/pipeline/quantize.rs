@@ -221,8 +221,10 @@ impl Job {
             let rule = resolved.and_then(|slot| slot.winner).map(|winner| winner.rule);
             let estimator = rule.and_then(|rule| self.config.rules[rule].estimator.as_ref());
             let Some(estimator) = estimator else { continue };
-            let names = resolved.map_or_else(|| vec![site.name.clone()], |slot| slot.names.clone());
-            let entry = SlotEntry { names, slot: site.slot.clone() };
+            let entry = resolved.map_or_else(
+                || SlotEntry { names: vec![site.name.clone()], slot: site.slot.clone() },
+                |slot| slot.to_entry(),
+            );
             let options = ObserverOptions { update: UpdatePolicy::AtEnd, ..Default::default() };
             observers.push(Observing(RangeObserver::new(entry, estimator.build()?, options)?));
             sites.push(site);

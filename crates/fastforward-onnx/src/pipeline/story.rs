@@ -5,6 +5,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use fastforward_core::module::NodeRef;
+use fastforward_core::quantization::quant_init::SlotResolution;
 
 use super::Job;
 use super::plan::{PlannedRule, PlannedSlot, role_name};
@@ -107,7 +108,7 @@ impl SlotStory {
 
 fn verdict(
     job: &Job,
-    resolved: &fastforward_core::quantization::quant_init::SlotResolution,
+    resolved: SlotResolution<'_>,
     at: usize,
     rule: PlannedRule,
 ) -> Result<RuleVerdict> {
@@ -202,7 +203,7 @@ fn module_class(job: &Job, site: &Site) -> String {
 /// Names what was probably meant: a slot of a similar name, or the slots of a module.
 fn unknown_slot(job: &Job, path: &str) -> Error {
     let wanted = path.replace('/', ".");
-    let names = || job.resolution.slots.iter().flat_map(|slot| &slot.names).map(String::as_str);
+    let names = || job.resolution.slots().flat_map(|slot| slot.names());
     let below: Vec<&str> =
         names().filter(|name| name.starts_with(&format!("{wanted}."))).take(12).collect();
     let near = || mpath::suggest::ranked(&wanted, names()).into_iter().take(3).collect::<Vec<_>>();

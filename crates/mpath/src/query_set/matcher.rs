@@ -1,10 +1,8 @@
 //! The automaton made deterministic, as far as a walk needs it.
 
-use std::hash::{Hash, Hasher};
-
 use crate::automaton::{Automaton, FragmentId, StateId};
-use crate::hash::{FastHasher, FastMap};
-use crate::{Class, DependsOn, Facts, TagSet};
+use crate::hash::{FACTOR, FastMap};
+use crate::{DependsOn, Facts, Kind};
 
 /// The number of a set of states.
 pub(super) type SetId = u32;
@@ -27,15 +25,19 @@ pub(super) struct Matcher<'a> {
     asked: Vec<FragmentId>,
 
     names: FastMap<Box<str>, u32>,
-    truth_of: FastMap<(u32, Class, Option<TagSet>), u32>,
+    truth_of: FastMap<(u32, Kind), u32>,
     /// Which fragments match, as bits: a truth.
     truths: Interned<u64>,
     /// Sorted states, closed under what may match no level.
     sets: Interned<StateId>,
     matches: Interned<u32>,
     transitions: FastMap<(SetId, u32), (SetId, u32)>,
-    /// The steps taken last, by hash.
+    /// The steps taken last, by hash; those from [`DEAD`] are none.
     recent: Vec<Recent>,
+    /// The names of the steps whose names are more than their words.
+    long_names: Vec<String>,
+    /// Which of the steps that share a place is forgotten next.
+    next_way: usize,
 
     bits: Vec<u64>,
     builder: SetBuilder,
@@ -60,7 +62,9 @@ impl<'a> Matcher<'a> {
             sets: Interned::default(),
             matches: Interned::default(),
             transitions: FastMap::default(),
-            recent: vec![Recent::default(); NUM_RECENT],
+            recent: vec![Recent::NONE; NUM_RECENT],
+            long_names: Vec::new(),
+            next_way: 0,
             bits: vec![0; automaton.fragments().len().div_ceil(64)],
             builder: SetBuilder::new(automaton.num_states()),
             matched: Vec::new(),
@@ -82,11 +86,12 @@ impl<'a> Matcher<'a> {
     /// queries that match the child.
     ///
     /// The sets on `path` may be renumbered.
-    pub(super) fn step(
+    #[inline]
+    pub(super) fn step<F: Facts>(
         &mut self,
         path: &mut [SetId],
         name: &str,
-        node: &dyn Facts,
+        node: &F,
     ) -> (SetId, u32) {
         let Some(&set) = path.last() else { return (DEAD, 0) };
         if set == DEAD {
@@ -96,31 +101,43 @@ impl<'a> Matcher<'a> {
             let truth = self.truth(name, node);
             return self.step_by_truth(path, set, truth);
         }
-        let (class, tags) = node.class_and_tags();
-        let words = Words::of(name);
-        let slot = words.slot(set, class, tags);
-        let recent = &self.recent[slot];
-        if let Some(result) = recent.result
-            && (recent.words, recent.set) == (words, set)
-            && (recent.class, recent.tags) == (Some(class), tags)
-            && (words.are_whole_name() || recent.name == name)
-        {
-            return result;
+        let (words, kind) = (Words::of(name), node.kind());
+        let first = words.place(set);
+        for (at, recent) in (first..).zip(&self.recent[first..first + WAYS]) {
+            if (recent.words, recent.set, recent.kind) == (words, set, kind)
+                && (words.are_whole_name() || self.long_names[at] == name)
+            {
+                return recent.result;
+            }
         }
+        self.step_anew(path, name, node, first, Recent { words, set, kind, result: (DEAD, 0) })
+    }
+
+    /// A step that is not among the recent ones, which it joins at one of the places from `first` on.
+    #[cold]
+    fn step_anew(
+        &mut self,
+        path: &mut [SetId],
+        name: &str,
+        node: &dyn Facts,
+        first: usize,
+        mut step: Recent,
+    ) -> (SetId, u32) {
         let truth = self.truth(name, node);
-        let result = self.step_by_truth(path, set, truth);
-        let recent = &mut self.recent[slot];
+        step.result = self.step_by_truth(path, step.set, truth);
         // The set may have been renumbered on the way.
-        recent.set = path.last().copied().unwrap_or(DEAD);
-        recent.words = words;
-        recent.class = Some(class);
-        recent.tags = tags;
-        recent.name.clear();
-        if !words.are_whole_name() {
-            recent.name.push_str(name);
+        step.set = path.last().copied().unwrap_or(DEAD);
+        let ways = &self.recent[first..first + WAYS];
+        let at = first + ways.iter().position(|one| one.set == DEAD).unwrap_or(self.next_way);
+        self.next_way = (self.next_way + 1) % WAYS;
+        self.recent[at] = step;
+        if !step.words.are_whole_name() {
+            if self.long_names.is_empty() {
+                self.long_names.resize(NUM_RECENT, String::new());
+            }
+            name.clone_into(&mut self.long_names[at]);
         }
-        recent.result = Some(result);
-        result
+        step.result
     }
 
     fn step_by_truth(&mut self, path: &mut [SetId], set: SetId, truth: u32) -> (SetId, u32) {
@@ -149,7 +166,7 @@ impl<'a> Matcher<'a> {
                 id
             }
         };
-        let key = (name_id, node.class(), node.tags());
+        let key = (name_id, node.kind());
         let truth = match self.truth_of.get(&key) {
             Some(&truth) => truth,
             None => {
@@ -226,58 +243,79 @@ impl<'a> Matcher<'a> {
             *set = self.sets.intern(old.get(*set));
         }
         self.transitions.clear();
-        self.recent.iter_mut().for_each(|recent| recent.result = None);
+        self.recent.fill(Recent::NONE);
     }
 }
 
 /// How many steps are remembered by all that they depend on.
 const NUM_RECENT: usize = 1 << 11;
 
+/// How many of these are looked at for one step.
+///
+/// Which ones depends on the set and the name but not on the kind, which often comes from memory that nothing else
+/// touched: so the processor can guess that it is the one found there, and go on before it has arrived.
+const WAYS: usize = 4;
+
 /// A step that was taken, and where it led.
-#[derive(Clone, Default)]
+#[derive(Clone, Copy)]
 struct Recent {
     words: Words,
     set: SetId,
-    class: Option<Class>,
-    tags: Option<TagSet>,
-    /// The name, if it is more than its words.
-    name: String,
-    result: Option<(SetId, u32)>,
+    kind: Kind,
+    result: (SetId, u32),
+}
+
+impl Recent {
+    const NONE: Self = Recent {
+        words: Words { first: 0, last: 0, len: 0 },
+        set: DEAD,
+        kind: Kind::NOBODYS,
+        result: (DEAD, 0),
+    };
 }
 
 /// The beginning and the end of a name, and its length: all of a name of at most 16 bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Words {
     first: u64,
     last: u64,
-    len: usize,
+    len: u32,
 }
 
 impl Words {
+    #[inline]
     fn of(name: &str) -> Self {
         let bytes = name.as_bytes();
-        let len = bytes.len();
-        let (first, last) = match (bytes.first_chunk(), bytes.last_chunk()) {
-            (Some(&first), Some(&last)) => (u64::from_le_bytes(first), u64::from_le_bytes(last)),
-            _ => (bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte)), 0),
-        };
-        Words { first, last, len }
+        let four = |bytes: &[u8; 4]| u64::from(u32::from_le_bytes(*bytes));
+        // The two parts may overlap: with the length they still tell all names apart.
+        let (first, last) =
+            if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+                (u64::from_le_bytes(*first), u64::from_le_bytes(*last))
+            } else if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+                (four(first), four(last))
+            } else {
+                (bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte)), 0)
+            };
+        Words { first, last, len: bytes.len() as u32 }
     }
 
     fn are_whole_name(self) -> bool {
         self.len <= 16
     }
 
-    /// The place in `recent` of a step from this set.
-    fn slot(self, set: SetId, class: Class, tags: Option<TagSet>) -> usize {
-        let mut hasher = FastHasher::default();
-        hasher.write_u64(self.first);
-        hasher.write_u64(self.last ^ (self.len as u64) << 32 ^ u64::from(set));
-        class.hash(&mut hasher);
-        tags.map_or(0, |tags| tags.as_slice().as_ptr().addr()).hash(&mut hasher);
-        hasher.finish() as usize % NUM_RECENT
+    /// The first place in `recent` of steps from this set to a node of this name.
+    #[inline]
+    fn place(self, set: SetId) -> usize {
+        let a = self.first ^ u64::from(set).rotate_left(40);
+        let b = self.last ^ u64::from(self.len).rotate_left(32);
+        let hash = a.wrapping_mul(FACTOR) ^ b.wrapping_mul(OTHER_FACTOR);
+        // The high bits of a product depend on all bits of its factors.
+        (hash >> (u64::BITS - (NUM_RECENT / WAYS).ilog2())) as usize * WAYS
     }
 }
+
+/// Another odd constant with a balanced bit pattern: the square root of 3, scaled.
+const OTHER_FACTOR: u64 = 0xbb67_ae85_84ca_a73b;
 
 fn set_bit(bits: &mut [u64], index: u32, value: bool) {
     bits[index as usize / 64] |= u64::from(value) << (index % 64);

@@ -11,16 +11,25 @@ use crate::{Error, Node};
 
 /// The state of a walk. Its buffers grow to the size of the widest path; then nothing is allocated any more.
 pub(super) struct Walk<'a, N> {
-    matcher: Matcher<'a>,
+    steps: Steps<'a>,
     frames: Vec<Frame<N>>,
-    /// The state sets of the frames, apart because the matcher may renumber them.
-    sets: Vec<SetId>,
-    /// The children of all nodes on the path, in order.
-    children: Vec<Child<N>>,
+    /// The children of the nodes on the path that are still to be visited, in order.
+    waiting: Vec<Child<N>>,
     /// Their names.
     names: String,
-    /// Where among these the names on the path are.
-    path: Vec<Range<usize>>,
+    siblings: Siblings,
+}
+
+/// What the visit of one node needs.
+struct Steps<'a> {
+    matcher: Matcher<'a>,
+    /// The state sets of the frames, apart because the matcher may renumber them.
+    sets: Vec<SetId>,
+    /// The names of the nodes on the path, joined by dots, and where each one ends.
+    joined: String,
+    ends: Vec<usize>,
+    visited: usize,
+    only_matches: bool,
 }
 
 /// A node on the path whose children are being visited.
@@ -28,9 +37,9 @@ struct Frame<N> {
     node: N,
     identity: Option<usize>,
     /// The children still to visit.
-    children: Range<usize>,
+    waiting: Range<usize>,
     /// What to shorten the buffers to when they are done.
-    children_before: usize,
+    waiting_before: usize,
     names_before: usize,
 }
 
@@ -42,111 +51,170 @@ struct Child<N> {
 }
 
 impl<'a, N: Node> Walk<'a, N> {
-    pub(super) fn new(matcher: Matcher<'a>) -> Self {
+    pub(super) fn new(matcher: Matcher<'a>, only_matches: bool) -> Self {
         Walk {
-            matcher,
+            steps: Steps {
+                matcher,
+                sets: Vec::new(),
+                joined: String::new(),
+                ends: Vec::new(),
+                visited: 0,
+                only_matches,
+            },
             frames: Vec::new(),
-            sets: Vec::new(),
-            children: Vec::new(),
+            waiting: Vec::new(),
             names: String::new(),
-            path: Vec::new(),
+            siblings: Siblings::default(),
         }
     }
 
     pub(super) fn run(
         mut self,
         root: N,
-        only_matches: bool,
         mut visit: impl FnMut(&Visit<'_, N>),
     ) -> Result<(), Error> {
-        let start = self.matcher.start();
-        self.descend(root, root.identity(), start);
-        let mut visited: usize = 0;
+        let start = self.steps.matcher.start();
+        self.descend(root, root.identity(), start, &mut visit)?;
         while let Some(frame) = self.frames.last_mut() {
-            let parent = frame.node;
-            let Some(index) = frame.children.next() else {
-                self.children.truncate(frame.children_before);
+            let Some(index) = frame.waiting.next() else {
+                self.waiting.truncate(frame.waiting_before);
                 self.names.truncate(frame.names_before);
                 self.frames.pop();
-                self.sets.pop();
-                self.path.pop();
+                self.steps.sets.pop();
+                self.steps.leave();
                 continue;
             };
-            visited += 1;
-            if visited > MAX_NODES {
-                return Err(too_many_nodes());
+            let parent = frame.node;
+            let Child { node, identity, name } = self.waiting[index].clone();
+            let name = &self.names[name];
+            let next = self.steps.visit(name, node, parent, self.frames.len(), &mut visit)?;
+            if node.is_leaf() || (self.steps.only_matches && next == DEAD) {
+                continue;
             }
-            let Child { node, identity, name: range } = self.children[index].clone();
-            let name = &self.names[range.clone()];
-            if self.frames.len() > MAX_DEPTH {
-                return Err(too_deep(name));
-            }
-            let (next, matches) = self.matcher.step(&mut self.sets, name, &node);
-            self.path.push(range);
-            let matches = self.matcher.matches(matches);
-            if !only_matches || !matches.is_empty() {
-                let path = Path { names: &self.names, path: &self.path };
-                visit(&Visit { path, node, parent, matches });
-            }
-            if (only_matches && next == DEAD) || !self.descend(node, identity, next) {
-                self.path.pop();
+            self.steps.enter(name);
+            if !self.descend(node, identity, next, &mut visit)? {
+                self.steps.leave();
             }
         }
         Ok(())
     }
 
-    /// Goes on with the children of a node; false if it has none, or stands below itself.
-    fn descend(&mut self, node: N, identity: Option<usize>, set: SetId) -> bool {
-        let Walk { children, names, .. } = self;
-        let (children_before, names_before) = (children.len(), names.len());
-        let mut num_shared = 0;
+    /// Goes on with the children of a node; false if nothing is left to be done there.
+    ///
+    /// Leaves are visited at once, up to the first child that is none.
+    fn descend(
+        &mut self,
+        node: N,
+        identity: Option<usize>,
+        set: SetId,
+        visit: &mut impl FnMut(&Visit<'_, N>),
+    ) -> Result<bool, Error> {
+        let Walk { steps, frames, waiting, names, siblings } = self;
+        if identity.is_some() && frames.iter().any(|frame| frame.identity == identity) {
+            return Ok(false); // It stands below itself.
+        }
+        let (waiting_before, names_before) = (waiting.len(), names.len());
+        let depth = frames.len() + 1;
+        let mut problem = None;
+        siblings.clear();
+        steps.sets.push(set);
         node.for_each_child(&mut |name, child| {
-            let start = names.len();
-            names.push_str(name);
             let identity = child.identity();
-            num_shared += usize::from(identity.is_some());
-            children.push(Child { node: child, identity, name: start..names.len() });
+            if problem.is_some() || identity.is_some_and(|identity| !siblings.insert(identity)) {
+                return;
+            }
+            if waiting.len() == waiting_before && child.is_leaf() {
+                problem = steps.visit(name, child, node, depth, visit).err();
+            } else {
+                let start = names.len();
+                names.push_str(name);
+                waiting.push(Child { node: child, identity, name: start..names.len() });
+            }
         });
-        if children.len() == children_before {
+        if let Some(problem) = problem {
+            return Err(problem);
+        }
+        if waiting.len() == waiting_before {
+            steps.sets.pop();
+            return Ok(false);
+        }
+        let waiting = waiting_before..waiting.len();
+        frames.push(Frame { node, identity, waiting, waiting_before, names_before });
+        Ok(true)
+    }
+}
+
+impl Steps<'_> {
+    /// Visits a child of the node that the path ends at, and returns the set of states below it.
+    #[inline]
+    fn visit<N: Node>(
+        &mut self,
+        name: &str,
+        node: N,
+        parent: N,
+        depth: usize,
+        visit: &mut impl FnMut(&Visit<'_, N>),
+    ) -> Result<SetId, Error> {
+        self.visited += 1;
+        if self.visited > MAX_NODES {
+            return Err(too_many_nodes());
+        }
+        if depth > MAX_DEPTH {
+            return Err(too_deep(name));
+        }
+        let (next, matches) = self.matcher.step(&mut self.sets, name, &node);
+        let matches = self.matcher.matches(matches);
+        if !self.only_matches || !matches.is_empty() {
+            let path = Path { parent: &self.joined, ends: &self.ends, name };
+            visit(&Visit { path, node, parent, matches });
+        }
+        Ok(next)
+    }
+
+    /// Makes the path one name longer.
+    fn enter(&mut self, name: &str) {
+        if !self.ends.is_empty() {
+            self.joined.push('.');
+        }
+        self.joined.push_str(name);
+        self.ends.push(self.joined.len());
+    }
+
+    /// Makes the path one name shorter.
+    fn leave(&mut self) {
+        self.ends.pop();
+        self.joined.truncate(self.ends.last().copied().unwrap_or(0));
+    }
+}
+
+/// The identities of the children of one node that were met so far.
+#[derive(Default)]
+struct Siblings {
+    few: Vec<usize>,
+    many: HashSet<usize>,
+}
+
+impl Siblings {
+    /// Whether the child was not met before.
+    fn insert(&mut self, identity: usize) -> bool {
+        const FEW: usize = 16;
+        if !self.many.is_empty() {
+            return self.many.insert(identity);
+        }
+        if self.few.contains(&identity) {
             return false;
         }
-        let is_below_itself =
-            identity.is_some() && self.frames.iter().any(|frame| frame.identity == identity);
-        if is_below_itself {
-            self.children.truncate(children_before);
-            self.names.truncate(names_before);
-            return false;
+        self.few.push(identity);
+        if self.few.len() > FEW {
+            self.many.extend(self.few.drain(..));
         }
-        if num_shared > 1 {
-            self.drop_repeated(children_before);
-        }
-        let children = children_before..self.children.len();
-        self.frames.push(Frame { node, identity, children, children_before, names_before });
-        self.sets.push(set);
         true
     }
 
-    /// Drops the children from here on that were there under another name.
-    fn drop_repeated(&mut self, first: usize) {
-        const FEW: usize = 16;
-        let siblings = &self.children[first..];
-        let has_repeated = if siblings.len() <= FEW {
-            (1..siblings.len()).any(|i| {
-                let identity = siblings[i].identity;
-                identity.is_some() && siblings[..i].iter().any(|child| child.identity == identity)
-            })
-        } else {
-            let mut seen = HashSet::new();
-            siblings
-                .iter()
-                .filter_map(|child| child.identity)
-                .any(|identity| !seen.insert(identity))
-        };
-        if has_repeated {
-            let mut seen = HashSet::new();
-            let mut kept = self.children.split_off(first);
-            kept.retain(|child| child.identity.is_none_or(|identity| seen.insert(identity)));
-            self.children.append(&mut kept);
+    fn clear(&mut self) {
+        self.few.clear();
+        if !self.many.is_empty() {
+            self.many.clear();
         }
     }
 }

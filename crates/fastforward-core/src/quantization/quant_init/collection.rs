@@ -71,9 +71,9 @@ impl<'m> QuantizerCollection<'m> {
             let Some(slot) = slot_of(result) else { continue };
             let at = *first.entry(slot.id()).or_insert_with(|| {
                 assignments.push(Assignment {
-                    name: result.full_name().to_owned(),
-                    slot: slot.clone(),
-                    seen: Arc::clone(seen),
+                    name: result.full_name(),
+                    slot,
+                    seen,
                     factory: &factory,
                 });
                 assignments.len() - 1

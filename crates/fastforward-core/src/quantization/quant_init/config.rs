@@ -1,12 +1,11 @@
 //! An ordered list of rules.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use mpath::{Aliases, Context, FilterResult, Query, QuerySet};
+use mpath::{Aliases, Context, FilterResult, Query};
 
-use super::resolution::{Candidate, Resolution, SlotResolution};
+use super::resolution::{Resolution, SlotResolution};
 use super::rule::Rule;
 use super::transaction::{Assignment, InitializeOptions, Outcome, fill};
 use super::{Factory, model_context, query_error};
@@ -97,58 +96,9 @@ impl QuantizationConfig {
         }
     }
 
-    /// Who decides each slot of `model`, found in one walk for all rules. Changes nothing.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Query`](crate::ErrorKind::Query) when the model has more nodes or levels than are walked.
-    pub fn resolve(&self, model: &dyn Module) -> Result<Resolution, Error> {
-        let set = QuerySet::new(self.rules.iter().map(|rule| &rule.query)).map_err(query_error)?;
-        let mut slots: Vec<SlotResolution> = Vec::new();
-        let mut index: HashMap<usize, usize, SlotIds> = HashMap::default();
-        set.walk(NodeRef::Module(model), |visit| {
-            let Some(slot) = visit.node.as_slot() else { return };
-            let at = *index.entry(slot.id()).or_insert_with(|| {
-                slots.push(SlotResolution {
-                    names: Vec::new(),
-                    slot: slot.clone(),
-                    seen: slot.quantizer(),
-                    winner: None,
-                    losers: Vec::new(),
-                });
-                slots.len() - 1
-            });
-            let SlotResolution { names, winner, losers, .. } = &mut slots[at];
-            names.push(visit.path.full_name());
-            for &rule in visit.matches {
-                let rule = rule as usize;
-                // A slot with several names counts once per rule, under the first name that matches.
-                if winner.iter().chain(losers.iter()).all(|known| known.rule != rule) {
-                    let score = match &self.score {
-                        Some(score) => score(&self.rules[rule], &visit.to_result()),
-                        None => self.rules[rule].priority,
-                    };
-                    // Which of them wins is decided when all are known.
-                    let candidate = Candidate { rule, score };
-                    match winner {
-                        None => *winner = Some(candidate),
-                        Some(_) => losers.push(candidate),
-                    }
-                }
-            }
-        })
-        .map_err(query_error)?;
-        for slot in slots.iter_mut().filter(|slot| !slot.losers.is_empty()) {
-            slot.losers.extend(slot.winner.take());
-            slot.losers.sort_unstable_by_key(|known| std::cmp::Reverse((known.score, known.rule)));
-            slot.winner = Some(slot.losers.remove(0));
-        }
-        let mut rules = Resolution::tally(&slots, &self.rules);
-        for (usage, rule) in rules.iter_mut().zip(&self.rules) {
-            if usage.matched == 0 {
-                usage.diagnosis = Some(diagnose(rule, model)?);
-            }
-        }
-        Ok(Resolution::new(slots, rules))
+    /// Whether scores are more than the rules' priorities.
+    pub(super) fn has_own_score(&self) -> bool {
+        self.score.is_some()
     }
 
     /// Fills the slots of `model` as the rules say: every one, or none.
@@ -178,50 +128,20 @@ impl QuantizationConfig {
         resolution: Resolution,
         options: InitializeOptions,
     ) -> Result<Initialization, Error> {
-        for slot in &resolution.slots {
-            slot.slot.set_label(slot.name());
+        let mut decided = Vec::new();
+        let mut assignments = Vec::new();
+        for (at, one) in resolution.slots().enumerate() {
+            one.slot.set_label(one.name());
+            if let Some(winner) = one.winner {
+                let SlotResolution { slot, seen, .. } = one;
+                let factory = &self.rules[winner.rule].factory;
+                decided.push(at);
+                assignments.push(Assignment { name: one.name(), slot, seen, factory });
+            }
         }
-        let decided: Vec<(usize, Candidate)> = resolution
-            .slots
-            .iter()
-            .enumerate()
-            .filter_map(|(at, slot)| Some((at, slot.winner?)))
-            .collect();
-        let assignments: Vec<Assignment<'_>> = decided
-            .iter()
-            .map(|&(at, winner)| {
-                let slot = &resolution.slots[at];
-                Assignment {
-                    name: slot.name().to_owned(),
-                    slot: slot.slot.clone(),
-                    seen: Arc::clone(&slot.seen),
-                    factory: &self.rules[winner.rule].factory,
-                }
-            })
-            .collect();
         let outcomes = fill(&assignments, options)?;
-        let outcomes =
-            decided.into_iter().map(|(at, _)| at).zip(outcomes).collect::<Vec<(usize, Outcome)>>();
+        let outcomes = decided.into_iter().zip(outcomes).collect();
         Ok(Initialization { resolution, outcomes })
-    }
-}
-
-/// Slots are told apart by addresses, which are spread well enough by one multiplication.
-type SlotIds = std::hash::BuildHasherDefault<SlotIdHasher>;
-
-#[derive(Default)]
-struct SlotIdHasher(u64);
-
-impl std::hash::Hasher for SlotIdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_usize(usize::from(byte)));
-    }
-    fn write_usize(&mut self, id: usize) {
-        // The high bits of the product depend on all bits of the number; the table looks at the low ones.
-        self.0 = (self.0 ^ id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_right(32);
     }
 }
 
@@ -232,29 +152,6 @@ pub struct Initialization {
     pub resolution: Resolution,
     /// For each slot that a rule decides, its position in the resolution and what became of it.
     pub outcomes: Vec<(usize, Outcome)>,
-}
-
-/// Why a rule matches no quantizer slot.
-fn diagnose(rule: &Rule, model: &dyn Module) -> Result<String, Error> {
-    let root = NodeRef::Module(model);
-    if let Some(diagnosis) = mpath::diagnose(&rule.query, root).map_err(query_error)? {
-        return Ok(diagnosis.to_string());
-    }
-    let mut first: Option<String> = None;
-    let mut count = 0usize;
-    QuerySet::new([&rule.query])
-        .and_then(|set| {
-            set.walk_matches(root, |visit| {
-                count += 1;
-                first.get_or_insert_with(|| visit.path.full_name());
-            })
-        })
-        .map_err(query_error)?;
-    let first = first.unwrap_or_default();
-    Ok(format!(
-        "it matches {count} modules, `{first}` the first, and none is a quantizer slot; `{}/*` would match their slots",
-        rule.query
-    ))
 }
 
 /// As the reference prints it: one rule per line.

@@ -1,43 +1,43 @@
 //! Which rule decides which slot, and what is wrong with the rules.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
 use super::rule::{Expect, Rule};
-use crate::quantization::quantizer::{Quantizer, QuantizerSlot};
+use crate::module::SlotEntry;
+use crate::quantization::quantizer::{Quantizer, QuantizerSlot, stub};
 use crate::{Error, ErrorKind};
 
 /// What the rules of a configuration mean for a model. Making it changes nothing.
 #[derive(Clone, Debug)]
 pub struct Resolution {
-    /// Every slot of the model, each once, in declaration order.
-    pub slots: Vec<SlotResolution>,
     /// What each rule came to, in the order of the rules.
     pub rules: Vec<RuleUse>,
-    /// Where each name stands among the slots; made when a slot is first asked for by name.
-    by_name: OnceLock<HashMap<String, usize>>,
+    slots: Slots,
+    /// The names of the slots, sorted; made when a slot is first asked for by name.
+    by_name: OnceLock<Vec<(Name, usize)>>,
 }
 
 /// Who decides one slot.
-#[derive(Clone, Debug)]
-pub struct SlotResolution {
-    /// Every full name of the slot, in declaration order.
-    pub names: Vec<String>,
+#[derive(Clone, Copy, Debug)]
+pub struct SlotResolution<'r> {
     /// The slot.
-    pub slot: QuantizerSlot,
+    pub slot: &'r QuantizerSlot,
     /// The quantizer that stood there when the rules were resolved.
-    pub seen: Arc<dyn Quantizer>,
+    pub seen: &'r Arc<dyn Quantizer>,
     /// The rule that decides the slot; `None` when no rule matches it.
     pub winner: Option<Candidate>,
     /// The rules that match the slot and lose, best first.
-    pub losers: Vec<Candidate>,
+    pub losers: &'r [Candidate],
+    name: &'r str,
+    more_names: &'r [(usize, Name)],
+    all_names: &'r str,
 }
 
 /// A rule that matches a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Candidate {
     /// The position of the rule.
     pub rule: usize,
@@ -116,10 +116,21 @@ impl fmt::Display for RuleProblem {
     }
 }
 
-impl SlotResolution {
+impl<'r> SlotResolution<'r> {
     /// The name that is shown.
-    pub fn name(&self) -> &str {
-        &self.names[0]
+    pub fn name(&self) -> &'r str {
+        self.name
+    }
+
+    /// Every full name of the slot, in declaration order; the first is the one that is shown.
+    pub fn names(&self) -> impl Iterator<Item = &'r str> + use<'r> {
+        let all = self.all_names;
+        std::iter::once(self.name).chain(self.more_names.iter().map(move |&(_, name)| name.of(all)))
+    }
+
+    /// The slot with its names.
+    pub fn to_entry(&self) -> SlotEntry {
+        SlotEntry { names: self.names().map(str::to_owned).collect(), slot: self.slot.clone() }
     }
 }
 
@@ -163,23 +174,89 @@ impl Resolution {
     }
 
     /// A resolution of these parts.
-    pub(super) fn new(slots: Vec<SlotResolution>, rules: Vec<RuleUse>) -> Self {
-        Self { slots, rules, by_name: OnceLock::new() }
+    pub(super) fn new(slots: Slots, rules: Vec<RuleUse>) -> Self {
+        Self { rules, slots, by_name: OnceLock::new() }
+    }
+
+    /// Every slot of the model, each once, in declaration order.
+    pub fn slots(&self) -> impl ExactSizeIterator<Item = SlotResolution<'_>> {
+        (0..self.slots.records.len()).map(|at| self.slots.get(at))
     }
 
     /// The slot of this name; any of its names will do.
-    pub fn slot(&self, name: &str) -> Option<&SlotResolution> {
+    pub fn slot(&self, name: &str) -> Option<SlotResolution<'_>> {
+        let all = &self.slots.names;
         let by_name = self.by_name.get_or_init(|| {
-            let names = self.slots.iter().enumerate();
-            names
-                .flat_map(|(at, slot)| slot.names.iter().map(move |name| (name.clone(), at)))
-                .collect()
+            let first = self.slots.records.iter().map(|record| record.name).zip(0..);
+            let more = self.slots.more_names.iter().map(|&(at, name)| (name, at));
+            let mut sorted: Vec<(Name, usize)> = first.chain(more).collect();
+            sorted.sort_by(|(a, _), (b, _)| a.of(all).cmp(b.of(all)));
+            sorted
         });
-        by_name.get(name).and_then(|&at| self.slots.get(at))
+        let end = by_name.partition_point(|(known, _)| known.of(all) <= name);
+        let &(known, at) = by_name[..end].last()?;
+        (known.of(all) == name).then(|| self.slots.get(at))
+    }
+}
+
+/// The slots of a model and the rules that match them, with all text in one piece and every list of rules held once.
+#[derive(Clone, Debug)]
+pub(super) struct Slots {
+    pub(super) records: Vec<Record>,
+    pub(super) names: String,
+    /// The names of slots beyond the first, by the position of the slot.
+    pub(super) more_names: Vec<(usize, Name)>,
+    /// Rules that match, best first.
+    pub(super) lists: Vec<Box<[Candidate]>>,
+}
+
+/// A slot as it was met.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) slot: QuantizerSlot,
+    /// The quantizer that stood there; `None` for a stub.
+    pub(super) seen: Option<Arc<dyn Quantizer>>,
+    pub(super) name: Name,
+    /// The number of the list of rules that match it.
+    pub(super) list: u32,
+}
+
+/// Where a name stands in the text of all names.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Name {
+    pub(super) start: usize,
+    pub(super) len: usize,
+}
+
+impl Name {
+    fn of(self, all: &str) -> &str {
+        &all[self.start..self.start + self.len]
+    }
+}
+
+impl Slots {
+    fn get(&self, at: usize) -> SlotResolution<'_> {
+        let Record { slot, seen, name, list } = &self.records[at];
+        let (winner, losers) = match &*self.lists[*list as usize] {
+            [] => (None, &[][..]),
+            [winner, losers @ ..] => (Some(*winner), losers),
+        };
+        let first = self.more_names.partition_point(|&(slot, _)| slot < at);
+        let more = &self.more_names[first..];
+        let count = more.iter().take_while(|&&(slot, _)| slot == at).count();
+        SlotResolution {
+            slot,
+            seen: seen.as_ref().unwrap_or_else(|| stub()),
+            winner,
+            losers,
+            name: name.of(&self.names),
+            more_names: &more[..count],
+            all_names: &self.names,
+        }
     }
 
     /// Counts, per rule, what it matched and won.
-    pub(super) fn tally(slots: &[SlotResolution], rules: &[Rule]) -> Vec<RuleUse> {
+    pub(super) fn tally(&self, rules: &[Rule]) -> Vec<RuleUse> {
         let mut uses: Vec<RuleUse> = rules
             .iter()
             .map(|rule| RuleUse {
@@ -192,12 +269,16 @@ impl Resolution {
                 expect: rule.expect,
             })
             .collect();
-        for slot in slots {
-            let Some(winner) = slot.winner else { continue };
-            uses[winner.rule].matched += 1;
-            uses[winner.rule].won += 1;
-            for loser in &slot.losers {
-                uses[loser.rule].matched += 1;
+        let mut counts = vec![0; self.lists.len()];
+        for record in &self.records {
+            counts[record.list as usize] += 1;
+        }
+        for (list, count) in self.lists.iter().zip(counts).filter(|&(_, count)| count > 0) {
+            let [winner, losers @ ..] = &**list else { continue };
+            uses[winner.rule].matched += count;
+            uses[winner.rule].won += count;
+            for loser in losers {
+                uses[loser.rule].matched += count;
                 if !uses[loser.rule].shadowed_by.contains(&winner.rule) {
                     uses[loser.rule].shadowed_by.push(winner.rule);
                 }

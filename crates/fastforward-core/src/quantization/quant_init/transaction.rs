@@ -65,12 +65,12 @@ impl Default for InitializeOptions {
 }
 
 /// A slot about to be filled.
-pub(super) struct Assignment<'f> {
-    pub(super) name: String,
-    pub(super) slot: QuantizerSlot,
+pub(super) struct Assignment<'a> {
+    pub(super) name: &'a str,
+    pub(super) slot: &'a QuantizerSlot,
     /// What stood in the slot when it was looked up.
-    pub(super) seen: Arc<dyn Quantizer>,
-    pub(super) factory: &'f Factory,
+    pub(super) seen: &'a Arc<dyn Quantizer>,
+    pub(super) factory: &'a Factory,
 }
 
 /// What became of a slot.
@@ -130,8 +130,8 @@ pub(super) fn fill(
         let current = slot.quantizer();
         match factory.make(name, slot, &current) {
             Ok(new) => updates.push(SlotUpdate {
-                name: name.clone(),
-                slot: slot.clone(),
+                name: (*name).to_owned(),
+                slot: (*slot).clone(),
                 // Without `safe` only overwriting may replace what came into the slot after the check above.
                 expected: match (options.safe, options.overwrite_policy) {
                     (true, _) => Some(Arc::clone(seen)),

@@ -1,5 +1,6 @@
 //! Where a quantizer stands, and how it is replaced, observed and switched off.
 
+mod face;
 mod strictness;
 
 use std::any::Any;
@@ -7,11 +8,12 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use mpath::{Class, Tag, TagSet};
+use mpath::{Class, Kind, Tag, TagSet};
 
+use face::Face;
 pub use strictness::StrictnessGuard;
 
-use super::{Flow, Quantizer, QuantizerMetadata, QuantizerStub};
+use super::{Flow, Quantizer, QuantizerMetadata, stub};
 use crate::{ArrayView, Error, ErrorKind};
 
 /// A place for a quantizer in a model.
@@ -30,7 +32,11 @@ use crate::{ArrayView, Error, ErrorKind};
 /// # Ok::<(), fastforward_core::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct QuantizerSlot(Arc<SlotInner>);
+pub struct QuantizerSlot {
+    inner: Arc<SlotInner>,
+    /// That of `inner`, here so that it can be seen without a look there.
+    face: &'static Face,
+}
 
 struct SlotInner {
     content: RwLock<Content>,
@@ -39,12 +45,25 @@ struct SlotInner {
     label: RwLock<Option<Arc<str>>>,
     /// Oldest first; the newest wins.
     strictness: RwLock<Vec<(u64, bool)>>,
+    /// What `content` shows of itself.
+    face: &'static Face,
 }
 
-/// What a walk asks of every slot stands behind one lock.
+impl Drop for SlotInner {
+    fn drop(&mut self) {
+        self.face.retire();
+    }
+}
+
 struct Content {
     quantizer: Arc<dyn Quantizer>,
     metadata: QuantizerMetadata,
+}
+
+impl Content {
+    fn kind(&self) -> Kind {
+        Kind::new(self.quantizer.class(), Some(self.metadata.tags()))
+    }
 }
 
 /// Tells what guards have put on slots apart.
@@ -69,12 +88,16 @@ pub trait QuantizerOverride: Any + Send + Sync {
 impl QuantizerSlot {
     /// An empty slot: a stub with this metadata.
     pub fn new(metadata: QuantizerMetadata) -> Self {
-        Self(Arc::new(SlotInner {
-            content: RwLock::new(Content { quantizer: Arc::new(QuantizerStub), metadata }),
+        let content = Content { quantizer: Arc::clone(stub()), metadata };
+        let face = Face::new(&content);
+        let inner = SlotInner {
+            content: RwLock::new(content),
             overrides: RwLock::new(Vec::new()),
             label: RwLock::new(None),
             strictness: RwLock::new(Vec::new()),
-        }))
+            face,
+        };
+        Self { inner: Arc::new(inner), face }
     }
 
     /// An empty slot for a weight of this shape whose first axis counts output channels.
@@ -107,67 +130,72 @@ impl QuantizerSlot {
 
     /// The quantizer that stands in the slot now.
     pub fn quantizer(&self) -> Arc<dyn Quantizer> {
-        Arc::clone(&read(&self.0.content).quantizer)
+        Arc::clone(&read(&self.inner.content).quantizer)
     }
 
     /// Puts another quantizer into the slot and returns the one that stood there. The tags stay.
     pub fn replace(&self, quantizer: Arc<dyn Quantizer>) -> Arc<dyn Quantizer> {
-        std::mem::replace(&mut write(&self.0.content).quantizer, quantizer)
+        let mut content = write(&self.inner.content);
+        let previous = std::mem::replace(&mut content.quantizer, quantizer);
+        self.face.show(&content);
+        previous
     }
 
     /// Whether a stub stands in the slot.
     pub fn is_stub(&self) -> bool {
-        read(&self.0.content).quantizer.is_stub()
+        self.face.is_stub()
     }
 
     /// The class of the quantizer that stands in the slot.
     pub fn class(&self) -> Class {
-        read(&self.0.content).quantizer.class()
+        read(&self.inner.content).quantizer.class()
     }
 
     /// What the slot is for.
     pub fn metadata(&self) -> QuantizerMetadata {
-        read(&self.0.content).metadata.clone()
+        read(&self.inner.content).metadata.clone()
     }
 
     /// The tags of the slot, prefixes included.
     pub fn tags(&self) -> TagSet {
-        read(&self.0.content).metadata.tags()
+        read(&self.inner.content).metadata.tags()
     }
 
-    /// The class of the quantizer and the tags of the slot, seen at one moment.
-    pub(crate) fn class_and_tags(&self) -> (Class, TagSet) {
-        let content = read(&self.0.content);
-        (content.quantizer.class(), content.metadata.tags())
+    /// The class of the quantizer and the tags of the slot, as one number.
+    #[inline]
+    pub(crate) fn kind(&self) -> Kind {
+        self.face.kind()
     }
 
     /// Adds a tag to the slot.
     pub fn add_tag(&self, tag: impl Into<Tag>) {
-        write(&self.0.content).metadata.add_tag(tag);
+        let mut content = write(&self.inner.content);
+        content.metadata.add_tag(tag);
+        self.face.show(&content);
     }
 
     /// A number that two slots share exactly when they are the same slot.
     pub fn id(&self) -> usize {
-        Arc::as_ptr(&self.0) as usize
+        Arc::as_ptr(&self.inner) as usize
     }
 
     /// The full name under which a model that holds the slot was last named, `encoder.0.fc1.weight_quantizer`, so that
     /// an error in the middle of a model can say where it happened. `None` until
     /// [`name_slots`](crate::module::name_slots), or what calls it, has seen the model.
     pub fn label(&self) -> Option<Arc<str>> {
-        read(&self.0.label).clone()
+        read(&self.inner.label).clone()
     }
 
     /// Gives the slot this label. Allocates only if it has another.
     pub(crate) fn set_label(&self, full_name: &str) {
-        if read(&self.0.label).as_deref() != Some(full_name) {
-            *write(&self.0.label) = Some(full_name.into());
+        if read(&self.inner.label).as_deref() != Some(full_name) {
+            *write(&self.inner.label) = Some(full_name.into());
         }
     }
 
     /// Whether `quantizer` is the very one that stands in the slot.
     pub fn holds(&self, quantizer: &Arc<dyn Quantizer>) -> bool {
-        same(&read(&self.0.content).quantizer, quantizer)
+        same(&read(&self.inner.content).quantizer, quantizer)
     }
 
     /// Sends data through the overrides, newest first, and the quantizer.
@@ -196,18 +224,18 @@ impl QuantizerSlot {
     /// Puts an override on the slot until the guard is dropped, also by a panic or an early return.
     pub fn push_override(&self, one: Arc<dyn QuantizerOverride>) -> OverrideGuard {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        write(&self.0.overrides).push((id, one));
+        write(&self.inner.overrides).push((id, one));
         OverrideGuard { slot: self.clone(), id }
     }
 
     /// The overrides on the slot, oldest first.
     pub fn overrides(&self) -> Vec<Arc<dyn QuantizerOverride>> {
-        read(&self.0.overrides).iter().map(|(_, one)| Arc::clone(one)).collect()
+        read(&self.inner.overrides).iter().map(|(_, one)| Arc::clone(one)).collect()
     }
 
     /// How many overrides are on the slot.
     pub fn override_count(&self) -> usize {
-        read(&self.0.overrides).len()
+        read(&self.inner.overrides).len()
     }
 }
 
@@ -259,7 +287,7 @@ pub struct OverrideGuard {
 
 impl Drop for OverrideGuard {
     fn drop(&mut self) {
-        let mut overrides = write(&self.slot.0.overrides);
+        let mut overrides = write(&self.slot.inner.overrides);
         let removed = overrides
             .iter()
             .position(|(id, _)| *id == self.id)
@@ -297,7 +325,7 @@ pub fn apply_updates(updates: Vec<SlotUpdate>) -> Result<(), Error> {
     }
     let mut done: Vec<(QuantizerSlot, Arc<dyn Quantizer>)> = Vec::with_capacity(updates.len());
     for update in updates {
-        let mut place = write(&update.slot.0.content);
+        let mut place = write(&update.slot.inner.content);
         if update.expected.as_ref().is_some_and(|expected| !same(expected, &place.quantizer)) {
             // Another thread was faster than the check above: put everything back.
             drop(place);
@@ -308,6 +336,7 @@ pub fn apply_updates(updates: Vec<SlotUpdate>) -> Result<(), Error> {
             return Err(Error::new(ErrorKind::UnsafeUpdate, problem));
         }
         let previous = std::mem::replace(&mut place.quantizer, update.new);
+        update.slot.face.show(&place);
         drop(place);
         done.push((update.slot, previous));
     }
@@ -332,6 +361,7 @@ impl SlotUpdate {
 mod tests {
     use super::*;
     use crate::Array;
+    use crate::quantization::quantizer::QuantizerStub;
 
     struct Add(f32);
     impl QuantizerOverride for Add {

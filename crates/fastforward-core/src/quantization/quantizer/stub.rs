@@ -1,6 +1,7 @@
 //! The placeholder in an empty slot.
 
 use std::fmt;
+use std::sync::{Arc, LazyLock};
 
 use mpath::Class;
 
@@ -12,6 +13,12 @@ use crate::{ArrayView, Error, ErrorKind};
 /// A quantizer that leaves data as it is (spec §3.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QuantizerStub;
+
+/// The stub that stands in all empty slots.
+pub(crate) fn stub() -> &'static Arc<dyn Quantizer> {
+    static STUB: LazyLock<Arc<dyn Quantizer>> = LazyLock::new(|| Arc::new(QuantizerStub));
+    &STUB
+}
 
 impl Quantizer for QuantizerStub {
     fn class(&self) -> Class {

@@ -21,13 +21,13 @@ impl QuantizerSlot {
     /// ```
     pub fn push_strictness(&self, strict: bool) -> StrictnessGuard {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        write(&self.0.strictness).push((id, strict));
+        write(&self.inner.strictness).push((id, strict));
         StrictnessGuard { slot: self.clone(), id }
     }
 
     /// What was decided for this slot; `None` leaves it to the thread.
     pub fn strictness(&self) -> Option<bool> {
-        read(&self.0.strictness).last().map(|&(_, strict)| strict)
+        read(&self.inner.strictness).last().map(|&(_, strict)| strict)
     }
 }
 
@@ -40,7 +40,7 @@ pub struct StrictnessGuard {
 
 impl Drop for StrictnessGuard {
     fn drop(&mut self) {
-        write(&self.slot.0.strictness).retain(|&(id, _)| id != self.id);
+        write(&self.slot.inner.strictness).retain(|&(id, _)| id != self.id);
     }
 }
 
