@@ -147,6 +147,11 @@ pub enum KernelErrorKind {
         /// The largest magnitude of a right factor.
         right: u64,
     },
+    /// A Hessian that has no usable triangular factor.
+    NotPositiveDefinite {
+        /// The largest damping tried, as a part of the diagonal's mean.
+        damping: f64,
+    },
     /// An option outside its domain.
     Option {
         /// Which option.
@@ -245,6 +250,11 @@ impl fmt::Display for KernelError {
                 f,
                 "sum of {terms} products of up to {left} by {right} may not fit 64-bit integers, \
                  needs fewer terms or smaller offsets"
+            ),
+            NotPositiveDefinite { damping } => write!(
+                f,
+                "hessian is not positive definite with {damping} of its mean diagonal added, \
+                 allow more damping or add samples"
             ),
             Option { what, must_be, found } => write!(f, "{what} is {found}, must be {must_be}"),
         }

@@ -39,6 +39,9 @@ pub trait Lanes<T>: Copy {
         b: Self::Register,
         c: Self::Register,
     ) -> Self::Register;
+    /// Asks for the memory around an address, which need not be valid, to be brought near.
+    #[inline(always)]
+    fn prefetch(self, _address: *const T) {}
 }
 
 /// The most numbers that a register of any instruction set holds.
@@ -255,6 +258,12 @@ mod x86 {
                 fn multiply_add(self, a: $register, b: $register, c: $register) -> $register {
                     // SAFETY: as for `splat`.
                     unsafe { $fused(a, b, c) }
+                }
+
+                #[inline(always)]
+                fn prefetch(self, address: *const $t) {
+                    // SAFETY: every x86-64 machine has the instruction, and it never faults.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
                 }
             }
         };

@@ -40,6 +40,7 @@ mod tiling;
 mod affine;
 mod conv;
 mod dynamic;
+mod gptq;
 mod integer;
 mod metrics;
 mod onnx;
@@ -59,6 +60,10 @@ pub use affine::{
 pub use conv::{ConvShape, channel_sums, conv, conv_transposed, conv_weight_gradient};
 pub use dynamic::{dynamic_fake_quantize, dynamic_parameters, dynamic_quantize};
 pub use error::{AxisMismatch, KernelError, KernelErrorKind};
+pub use gptq::{
+    DeadColumns, FactorOptions, GptqOptions, GptqResult, Hessian, HessianFactor, NearestRounding,
+    gptq, gptq_reference, hessian_loss,
+};
 pub use grid::{Code, IntegerGrid};
 pub use integer::{
     CodeView, ConvWindow, MAX_OFFSET, PackedFilter, PackedWeight, integer_conv,
