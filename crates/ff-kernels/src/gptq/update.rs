@@ -1,4 +1,6 @@
 //! The rounding of a weight, in strips of rows.
+//!
+//! Loops are written out: only what is inlined for certain becomes the instructions of the level chosen at run time.
 
 use super::factor::HessianFactor;
 use super::strip::{DEPTH, Row, STRIP, TILE, tile};
@@ -82,14 +84,18 @@ impl Strip {
             let mut sums = tile(lanes, &factor[done.clone()], 0, &lost[done]);
             let before = &before[(group - first_group) * TILE..][..TILE];
             for (sums, before) in sums.iter_mut().zip(before) {
-                sums.iter_mut().zip(before).for_each(|(sum, before)| *sum += before);
+                for (sum, before) in sums.iter_mut().zip(before) {
+                    *sum += before;
+                }
             }
             for column in from..to {
                 let at = column - group * TILE;
                 let row = &factor[column];
                 let now = next(&mut extra, column, &sums[at], row[at]);
                 for (sums, factor) in sums.iter_mut().zip(row).skip(at + 1) {
-                    sums.iter_mut().zip(&now).for_each(|(sum, lost)| *sum += factor * lost);
+                    for (sum, lost) in sums.iter_mut().zip(&now) {
+                        *sum += factor * lost;
+                    }
                 }
                 lost[column] = now;
             }
@@ -147,7 +153,9 @@ impl Fused<f32> for Accumulate<'_> {
                     let left = &self.factor.group(group)[rows.clone()];
                     let sums = tile(lanes, left, 0, &strip.lost[rows.clone()]);
                     for (before, sums) in before.iter_mut().zip(&sums) {
-                        before.iter_mut().zip(sums).for_each(|(before, sum)| *before += sum);
+                        for (before, sum) in before.iter_mut().zip(sums) {
+                            *before += sum;
+                        }
                     }
                 }
             }
@@ -186,7 +194,10 @@ impl Fused<f32> for Ranges<'_> {
             Some(work),
             #[inline(always)]
             |strip, column, sums, pivot| {
-                let lost: Row = std::array::from_fn(|r| -sums[r] / pivot);
+                let mut lost = [0.0; STRIP];
+                for r in 0..STRIP {
+                    lost[r] = -sums[r] / pivot;
+                }
                 if column >= first {
                     let (min, max) = &mut strip.ranges[(column - first) / group];
                     for r in 0..STRIP {
@@ -240,11 +251,13 @@ impl<'a> Lookup<'a> {
                 (self.scale[r], self.offset[r]) = (scale[self.rows[r]], offset[self.rows[r]]);
             }
         }
-        std::array::from_fn(|r| {
+        let mut values = [0.0; STRIP];
+        for r in 0..STRIP {
             let (scale, offset) = (self.scale[r], self.offset[r]);
             let code = self.grid.bounds.clamp((x[r] / scale - offset).round_ties_even());
-            (code + offset) * scale
-        })
+            values[r] = (code + offset) * scale;
+        }
+        values
     }
 }
 
@@ -272,10 +285,16 @@ impl Fused<f32> for Round<'_> {
             #[inline(always)]
             |strip, column, sums, pivot| {
                 let weight = strip.weight[column];
-                let corrected: Row = std::array::from_fn(|r| weight[r] + sums[r] / pivot);
+                let mut corrected = [0.0; STRIP];
+                for r in 0..STRIP {
+                    corrected[r] = weight[r] + sums[r] / pivot;
+                }
                 let rounded = lookup.nearest(order[column], &corrected);
-                let lost = std::array::from_fn(|r| weight[r] - rounded[r]);
-                let errors = std::array::from_fn(|r| (corrected[r] - rounded[r]) * pivot);
+                let (mut lost, mut errors) = ([0.0; STRIP], [0.0; STRIP]);
+                for r in 0..STRIP {
+                    lost[r] = weight[r] - rounded[r];
+                    errors[r] = (corrected[r] - rounded[r]) * pivot;
+                }
                 strip.count(column, &errors, &lost, added[column]);
                 strip.weight[column] = rounded;
                 lost
