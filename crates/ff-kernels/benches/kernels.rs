@@ -86,27 +86,47 @@ fn with_buffers(f: impl FnOnce(&[f32], &mut [f32], &mut [i8])) {
     X.with_borrow(|x| OUT.with_borrow_mut(|out| CODES.with_borrow_mut(|codes| f(x, out, codes))));
 }
 
+/// Runs `f` on equal parts, one for each thread, as a copy that uses all of them would.
+fn by_thread<T: Send, U: Sync>(out: &mut [T], x: &[U], f: impl Fn(&mut [T], &[U]) + Sync) {
+    let threads = rayon::current_num_threads();
+    let (out, x) = (out.chunks_mut(out.len() / threads), x.chunks(x.len() / threads));
+    rayon::scope(|scope| {
+        for (out, x) in out.zip(x) {
+            scope.spawn(|_| f(out, x));
+        }
+    });
+}
+
+fn copy<T: Copy + Send + Sync>(out: &mut [T], x: &[T]) {
+    by_thread(out, x, |out, x| out.copy_from_slice(x));
+}
+
+/// Reads 64 MiB, at whatever rate the memory has.
+fn read(x: &[f32]) -> u32 {
+    let mut found = vec![0; rayon::current_num_threads()];
+    by_thread(&mut found, x, |found, x| {
+        let mut sums = [0u32; 64];
+        for chunk in x.as_chunks::<64>().0 {
+            for (sum, x) in sums.iter_mut().zip(chunk) {
+                *sum ^= x.to_bits();
+            }
+        }
+        found[0] = sums.iter().fold(0, |a, b| a ^ b);
+    });
+    found.iter().fold(0, |a, b| a ^ b)
+}
+
 #[divan::bench]
 fn copy_f32(bencher: Bencher) {
     with_buffers(|x, out, _| {
-        bencher
-            .counter(BytesCount::of_slice(x))
-            .bench_local(|| out.copy_from_slice(divan::black_box(x)));
+        bencher.counter(BytesCount::of_slice(x)).bench_local(|| copy(out, divan::black_box(x)));
     });
 }
 
 #[divan::bench]
 fn read_f32(bencher: Bencher) {
     with_buffers(|x, _, _| {
-        bencher.counter(BytesCount::of_slice(x)).bench_local(|| {
-            let mut sums = [0u32; 64];
-            for chunk in divan::black_box(x).as_chunks::<64>().0 {
-                for (sum, x) in sums.iter_mut().zip(chunk) {
-                    *sum ^= x.to_bits();
-                }
-            }
-            sums
-        });
+        bencher.counter(BytesCount::of_slice(x)).bench_local(|| read(divan::black_box(x)));
     });
 }
 
@@ -130,6 +150,43 @@ fn quantize_i8(bencher: Bencher, tile: Tile) {
     });
 }
 
+/// To wider codes, per tensor.
+#[divan::bench(types = [i16, i32])]
+fn quantize_wide<C: Code>(bencher: Bencher) {
+    let (tiling, p) = (Tensor.tiling(), Tensor.parameters());
+    let mut codes = vec![C::default(); N * N];
+    with_buffers(|x, _, _| {
+        bencher.counter(BytesCount::of_slice(x)).bench_local(|| {
+            quantize(divan::black_box(x), &tiling, p.affine(), grid(), &mut codes).unwrap();
+        });
+    });
+}
+
+#[divan::bench(args = ALL)]
+fn quantize_int4(bencher: Bencher, tile: Tile) {
+    let (tiling, p) = (tile.tiling(), tile.parameters());
+    let grid = IntegerGrid::signed(4).unwrap();
+    let mut bytes = vec![0u8; N * N / 2];
+    with_buffers(|x, _, _| {
+        bencher.counter(BytesCount::of_slice(x)).bench_local(|| {
+            let x = divan::black_box(x);
+            quantize_packed(x, &tiling, p.affine(), grid, Packed::Int4, &mut bytes).unwrap();
+        });
+    });
+}
+
+#[divan::bench(args = [Tensor, Rows, Block32])]
+fn dequantize_int4(bencher: Bencher, tile: Tile) {
+    let (tiling, p) = (tile.tiling(), tile.parameters());
+    let bytes: Vec<u8> = (0..N * N / 2).map(|i| i as u8).collect();
+    with_buffers(|_, out, _| {
+        bencher.counter(BytesCount::of_slice(out)).bench_local(|| {
+            let bytes = divan::black_box(&bytes);
+            dequantize_packed(bytes, Packed::Int4, &tiling, p.affine(), out).unwrap();
+        });
+    });
+}
+
 #[divan::bench(args = ALL)]
 fn dequantize_i8(bencher: Bencher, tile: Tile) {
     let (tiling, p) = (tile.tiling(), tile.parameters());
@@ -149,6 +206,51 @@ fn backward(bencher: Bencher, tile: Tile) {
             fake_quantize_backward(divan::black_box(x), &tiling, p.affine(), grid(), &g, out)
                 .unwrap()
         });
+    });
+}
+
+/// A forward and a backward pass with a scale that learns: five passes over 64 MiB, as much as two and a half copies.
+#[divan::bench(args = ALL)]
+fn forward_backward(bencher: Bencher, tile: Tile) {
+    let (tiling, p) = (tile.tiling(), tile.parameters());
+    let symmetric = Affine { scale: &p.scale, offset: None };
+    let g = data();
+    let mut grad = vec![0.0; N * N];
+    with_buffers(|x, out, _| {
+        bencher.counter(BytesCount::new(5 * size_of_val(x))).bench_local(|| {
+            fake_quantize(divan::black_box(x), &tiling, symmetric, grid(), out).unwrap();
+            fake_quantize_backward(x, &tiling, symmetric, grid(), &g, &mut grad).unwrap()
+        });
+    });
+}
+
+/// Activations: 32 batches of `[8, 512, 1024]`.
+const BATCHES: usize = 32;
+const BATCH: [usize; 3] = [8, 512, 1024];
+
+fn batches() -> Vec<f32> {
+    data().iter().copied().cycle().take(BATCHES * BATCH.iter().product::<usize>()).collect()
+}
+
+/// Reads all batches once.
+#[divan::bench(sample_count = 10)]
+fn batches_read(bencher: Bencher) {
+    let x = batches();
+    bencher.counter(BytesCount::of_slice(&x)).bench_local(|| read(divan::black_box(&x)));
+}
+
+/// Minimum and maximum over all batches, merged as they come; per channel on the last axis, or per tensor.
+#[divan::bench(args = [false, true], sample_count = 10)]
+fn batches_min_max(bencher: Bencher, per_channel: bool) {
+    let x = batches();
+    let tile = if per_channel { [BATCH[0], BATCH[1], 1] } else { BATCH };
+    let tiling = Tiling::new(&BATCH, &tile).unwrap();
+    bencher.counter(BytesCount::of_slice(&x)).bench_local(|| {
+        let mut seen = MinMax::empty(tiling.num_tiles());
+        for batch in divan::black_box(&x).chunks(tiling.len()) {
+            seen.merge(&min_max(batch, &tiling).unwrap()).unwrap();
+        }
+        seen
     });
 }
 
@@ -237,7 +339,7 @@ fn copy_i8(bencher: Bencher) {
         let from = vec![1i8; N * N];
         bencher
             .counter(BytesCount::of_slice(&from))
-            .bench_local(|| codes.copy_from_slice(divan::black_box(&from)));
+            .bench_local(|| copy(codes, divan::black_box(&from)));
     });
 }
 

@@ -1,19 +1,24 @@
 //! Static affine quantization: `q = clamp(round(x/s - round(o)), lo, hi)`, `x^ = (q + round(o))·s`.
 
 mod backward;
+mod packed;
+mod quotient;
 mod reference;
 
 pub use backward::{Gradients, fake_quantize_backward};
+pub use packed::{dequantize_packed, quantize_packed};
 pub use reference::{
     dequantize_reference, fake_quantize_backward_reference, fake_quantize_reference,
     quantize_reference,
 };
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
+use self::quotient::{Corrected, Divided, Quotient};
 use crate::error::{KernelError, KernelErrorKind, SITES_SHOWN, check_len};
 use crate::grid::{Code, IntegerGrid};
-use crate::map::{Map, map};
+use crate::map::{Map, Step, map};
 use crate::tiling::Tiling;
 
 /// Affine parameters: one scale, and maybe one offset, per tile.
@@ -32,7 +37,7 @@ pub struct Affine<'a> {
 /// Writes the integer codes of `x`.
 ///
 /// `out[i] = clamp(round(x[i] / s - round(o)), lo, hi)` with the scale and offset of the element's
-/// tile: a true division, all in f32, halves rounded to even after the offset is subtracted (spec
+/// tile: the rounded quotient, all in f32, halves rounded to even after the offset is subtracted (spec
 /// §4.2). Infinities saturate. `out` is contiguous in C order of the data shape.
 ///
 /// # Errors
@@ -59,8 +64,13 @@ pub fn quantize<C: Code>(
     let tiling = affine.check(tiling)?;
     tiling.check_input(x.len())?;
     check_len("output", tiling.len(), out.len())?;
-    let kernel = Quantize::<C> { grid: Bounds::new(grid), code: std::marker::PhantomData };
-    if map(&kernel, &tiling, affine, x, out) { Err(not_a_number(x, &tiling)) } else { Ok(()) }
+    let grid = Bounds::new(grid);
+    let nan = if Corrected::applies(affine, tiling.tile_len()) {
+        map(&Quantize::<C, Corrected>::new(grid), &tiling, affine, x, out)
+    } else {
+        map(&Quantize::<C, Divided>::new(grid), &tiling, affine, x, out)
+    };
+    if nan { Err(not_a_number(x, &tiling)) } else { Ok(()) }
 }
 
 /// Writes the values that codes stand for: `out[i] = (q[i] + round(o)) · s` (spec §4.3).
@@ -78,7 +88,7 @@ pub fn dequantize<C: Code>(
     let tiling = affine.check(tiling)?;
     tiling.check_input(codes.len())?;
     check_len("output", tiling.len(), out.len())?;
-    map(&Dequantize::<C>(std::marker::PhantomData), &tiling, affine, codes, out);
+    map(&Dequantize::<C>(PhantomData), &tiling, affine, codes, out);
     Ok(())
 }
 
@@ -99,7 +109,12 @@ pub fn fake_quantize(
     let tiling = affine.check(tiling)?;
     tiling.check_input(x.len())?;
     check_len("output", tiling.len(), out.len())?;
-    map(&FakeQuantize(Bounds::new(grid)), &tiling, affine, x, out);
+    let grid = Bounds::new(grid);
+    if Corrected::applies(affine, tiling.tile_len()) {
+        map(&FakeQuantize::<Corrected> { grid, kind: PhantomData }, &tiling, affine, x, out);
+    } else {
+        map(&FakeQuantize::<Divided> { grid, kind: PhantomData }, &tiling, affine, x, out);
+    }
     Ok(())
 }
 
@@ -182,98 +197,62 @@ impl Bounds {
     }
 }
 
-struct Quantize<C> {
+struct Quantize<C, Q> {
     grid: Bounds,
-    code: std::marker::PhantomData<C>,
+    kind: PhantomData<(C, Q)>,
 }
 
-impl<C: Code> Quantize<C> {
-    /// `offset` is rounded already.
-    #[inline(always)]
-    fn one(&self, x: f32, scale: f32, offset: f32) -> C {
-        C::from_i32(self.grid.clamp_to_int((x / scale - offset).round_ties_even()))
+impl<C, Q> Quantize<C, Q> {
+    fn new(grid: Bounds) -> Self {
+        Quantize { grid, kind: PhantomData }
     }
 }
 
-impl<C: Code> Map for Quantize<C> {
+impl<C: Code, Q: Quotient> Map for Quantize<C, Q> {
     type In = f32;
     type Out = C;
+    const BY_INVERSE: bool = Q::BY_INVERSE;
 
     #[inline(always)]
-    fn uniform(&self, x: &[f32], out: &mut [C], scale: f32, offset: f32) -> bool {
-        let offset = offset.round_ties_even();
-        let mut nan = false;
-        for (out, &x) in out.iter_mut().zip(x) {
-            nan |= x.is_nan();
-            *out = self.one(x, scale, offset);
-        }
-        nan
+    fn one(&self, x: f32, step: Step) -> C {
+        let p = Q::of(x, step) - step.offset.round_ties_even();
+        C::from_i32(self.grid.clamp_to_int(p.round_ties_even()))
     }
 
     #[inline(always)]
-    fn lanes(&self, x: &[f32], out: &mut [C], scale: &[f32], offset: &[f32]) -> bool {
-        let mut nan = false;
-        for (((out, &x), &scale), &offset) in out.iter_mut().zip(x).zip(scale).zip(offset) {
-            nan |= x.is_nan();
-            *out = self.one(x, scale, offset.round_ties_even());
-        }
-        nan
+    fn odd(&self, x: f32) -> bool {
+        x.is_nan()
     }
 }
 
-struct Dequantize<C>(std::marker::PhantomData<C>);
+struct Dequantize<C>(PhantomData<C>);
 
 impl<C: Code> Map for Dequantize<C> {
     type In = C;
     type Out = f32;
+    const SIMPLE: bool = true;
 
     #[inline(always)]
-    fn uniform(&self, codes: &[C], out: &mut [f32], scale: f32, offset: f32) -> bool {
-        let offset = offset.round_ties_even();
-        for (out, code) in out.iter_mut().zip(codes) {
-            *out = (code.to_i32() as f32 + offset) * scale;
-        }
-        false
-    }
-
-    #[inline(always)]
-    fn lanes(&self, codes: &[C], out: &mut [f32], scale: &[f32], offset: &[f32]) -> bool {
-        for (((out, code), &scale), &offset) in out.iter_mut().zip(codes).zip(scale).zip(offset) {
-            *out = (code.to_i32() as f32 + offset.round_ties_even()) * scale;
-        }
-        false
+    fn one(&self, code: C, step: Step) -> f32 {
+        (code.to_i32() as f32 + step.offset.round_ties_even()) * step.scale
     }
 }
 
-struct FakeQuantize(Bounds);
-
-impl FakeQuantize {
-    /// `offset` is rounded already.
-    #[inline(always)]
-    fn one(&self, x: f32, scale: f32, offset: f32) -> f32 {
-        (self.0.clamp((x / scale - offset).round_ties_even()) + offset) * scale
-    }
+struct FakeQuantize<Q> {
+    grid: Bounds,
+    kind: PhantomData<Q>,
 }
 
-impl Map for FakeQuantize {
+impl<Q: Quotient> Map for FakeQuantize<Q> {
     type In = f32;
     type Out = f32;
+    const BY_INVERSE: bool = Q::BY_INVERSE;
 
     #[inline(always)]
-    fn uniform(&self, x: &[f32], out: &mut [f32], scale: f32, offset: f32) -> bool {
-        let offset = offset.round_ties_even();
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = self.one(x, scale, offset);
-        }
-        false
-    }
-
-    #[inline(always)]
-    fn lanes(&self, x: &[f32], out: &mut [f32], scale: &[f32], offset: &[f32]) -> bool {
-        for (((out, &x), &scale), &offset) in out.iter_mut().zip(x).zip(scale).zip(offset) {
-            *out = self.one(x, scale, offset.round_ties_even());
-        }
-        false
+    fn one(&self, x: f32, step: Step) -> f32 {
+        let offset = step.offset.round_ties_even();
+        let p = Q::of(x, step) - offset;
+        (self.grid.clamp(p.round_ties_even()) + offset) * step.scale
     }
 }
 

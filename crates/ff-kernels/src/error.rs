@@ -50,6 +50,11 @@ pub enum KernelErrorKind {
         /// The length of the slice.
         found: usize,
     },
+    /// A strided view where elements must follow one another.
+    Strided {
+        /// Which slice.
+        what: &'static str,
+    },
     /// Parameters (one per tile) that cannot be used, for example a scale of zero.
     Parameter {
         /// Which parameter.
@@ -207,6 +212,7 @@ impl fmt::Display for KernelError {
             OutOfBounds { needed, found } => {
                 write!(f, "strided view needs {needed} elements, the slice has {found}")
             }
+            Strided { what } => write!(f, "{what} must be contiguous, the tiling has strides"),
             Parameter { what, must_be, tiles } => {
                 write!(f, "{what} must be {must_be}: ")?;
                 list(f, tiles, |f, (tile, value)| write!(f, "tile {tile} has {value}"))

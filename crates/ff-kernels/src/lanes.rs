@@ -100,6 +100,8 @@ pub(crate) mod number {
         const UNIT: Self;
         /// `self / count`
         fn over(self, count: usize) -> Self;
+        /// Whether this is no number.
+        fn is_nan(self) -> bool;
         /// The number in double precision.
         fn widen(self) -> f64;
         /// Runs `kernel` on the widest registers that this machine has.
@@ -116,6 +118,11 @@ macro_rules! real {
             #[inline(always)]
             fn over(self, count: usize) -> $t {
                 self / count as $t
+            }
+
+            #[inline(always)]
+            fn is_nan(self) -> bool {
+                self.is_nan()
             }
 
             #[inline(always)]

@@ -24,6 +24,7 @@
 //! - Large inputs are cut into chunks for rayon's threads. Where chunks cut depends on shapes only
 //!   and partial sums are added in the order of the chunks, so results are the same bytes for any
 //!   number of threads.
+//! - Output much larger than the caches is written past them, which saves reading it first.
 //! - Loops are compiled for AVX-512, AVX2 and the plain target, chosen at run time. Each kernel has
 //!   a twin whose name ends in `_reference`, made of plain index arithmetic, that it is tested against.
 //! - Products of codes ([`integer_linear`], [`integer_matmul`], [`integer_conv`]) sum in integers,
@@ -52,10 +53,12 @@ mod lanes;
 mod map;
 mod reduce;
 pub mod simd;
+mod stream;
 
 pub use affine::{
-    Affine, Gradients, dequantize, dequantize_reference, fake_quantize, fake_quantize_backward,
-    fake_quantize_backward_reference, fake_quantize_reference, quantize, quantize_reference,
+    Affine, Gradients, dequantize, dequantize_packed, dequantize_reference, fake_quantize,
+    fake_quantize_backward, fake_quantize_backward_reference, fake_quantize_reference, quantize,
+    quantize_packed, quantize_reference,
 };
 pub use conv::{ConvShape, channel_sums, conv, conv_transposed, conv_weight_gradient};
 pub use dynamic::{dynamic_fake_quantize, dynamic_parameters, dynamic_quantize};

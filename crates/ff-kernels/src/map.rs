@@ -4,29 +4,53 @@ use rayon::prelude::*;
 
 use crate::affine::Affine;
 use crate::simd::{Vectorized, dispatch};
-use crate::tiling::{Plan, Tiles, Tiling};
+use crate::stream::{self, Sink};
+use crate::tiling::{Plan, Tiles, Tiling, Walk};
 
 /// An elementwise kernel. Both methods must be `#[inline(always)]`.
-///
-/// They return whether something was met that the caller must look into (a NaN); the pass goes on.
 pub(crate) trait Map: Sync {
     type In: Copy + Default + Send + Sync;
-    type Out: Send;
-    /// All elements share scale and offset; the offset is not rounded yet.
-    fn uniform(&self, x: &[Self::In], out: &mut [Self::Out], scale: f32, offset: f32) -> bool;
-    /// Element `i` has `scale[i]` and `offset[i]`; the offsets are not rounded yet.
-    fn lanes(&self, x: &[Self::In], out: &mut [Self::Out], scale: &[f32], offset: &[f32]) -> bool;
+    type Out: Copy + Default + Send;
+    /// Whether [`Step::inverse`] is needed.
+    const BY_INVERSE: bool = false;
+    /// Whether there is so little to do that the compiler would unroll the loop over a short tile, not vectorize it.
+    const SIMPLE: bool = false;
+    /// The output of an element.
+    fn one(&self, x: Self::In, step: Step) -> Self::Out;
+    /// Whether the caller must look into this element (a NaN); the pass goes on.
+    fn odd(&self, x: Self::In) -> bool {
+        let _ = x;
+        false
+    }
+}
+
+/// The parameters of an element.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    pub(crate) scale: f32,
+    /// `1 / scale`, for those who say that they need it.
+    pub(crate) inverse: f32,
+    /// Not rounded yet.
+    pub(crate) offset: f32,
+}
+
+/// The parameters of neighbouring elements, side by side.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps<'a> {
+    pub(crate) scale: &'a [f32],
+    pub(crate) inverse: &'a [f32],
+    pub(crate) offset: &'a [f32],
 }
 
 /// Below this many elements threads cost more than they save.
 const MIN_PARALLEL: usize = 1 << 17;
 /// Elements per unit of parallel work.
-const CHUNK: usize = 1 << 15;
+const CHUNK: usize = 1 << 16;
 /// Elements handled at once where parameters or inputs are gathered first.
 pub(crate) const BLOCK: usize = 1024;
 static NO_OFFSET: [f32; BLOCK] = [0.0; BLOCK];
 
-/// Runs the kernel over all elements; lengths have been checked.
+/// Runs the kernel over all elements; lengths have been checked. Whether one was odd.
 pub(crate) fn map<M: Map>(
     kernel: &M,
     tiling: &Tiling,
@@ -34,23 +58,56 @@ pub(crate) fn map<M: Map>(
     x: &[M::In],
     out: &mut [M::Out],
 ) -> bool {
-    let plan = tiling.plan();
-    if out.len() < MIN_PARALLEL || rayon::current_num_threads() == 1 {
-        return dispatch(MapChunk { kernel, plan, affine, x, out, start: 0 });
+    let parameters = Parameters::new::<M>(tiling.plan(), affine);
+    let streaming = stream::worthwhile::<M::Out>(out.len());
+    in_parallel(out, 1, |start, out| {
+        dispatch(MapChunk { kernel, parameters: &parameters, x, out, start, streaming })
+    })
+}
+
+/// Runs `f` on chunks of the output, each with the number of its first element, where `per_out` elements make one of the
+/// output's.
+pub(crate) fn in_parallel<T: Send>(
+    out: &mut [T],
+    per_out: usize,
+    f: impl Fn(usize, &mut [T]) -> bool + Sync,
+) -> bool {
+    if out.len() < MIN_PARALLEL / per_out || rayon::current_num_threads() == 1 {
+        return f(0, out);
     }
-    out.par_chunks_mut(CHUNK)
+    out.par_chunks_mut(CHUNK / per_out)
         .enumerate()
-        .map(|(i, out)| dispatch(MapChunk { kernel, plan, affine, x, out, start: i * CHUNK }))
+        .map(|(i, out)| f(i * CHUNK, out))
         .reduce(|| false, |a, b| a | b)
+}
+
+/// Parameters as passes read them.
+pub(crate) struct Parameters<'a> {
+    plan: &'a Plan,
+    affine: Affine<'a>,
+    /// Inverses of the scales, where lanes are tiles and the kernel needs them.
+    inverse: Vec<f32>,
+}
+
+impl<'a> Parameters<'a> {
+    pub(crate) fn new<M: Map>(plan: &'a Plan, affine: Affine<'a>) -> Self {
+        let wanted = M::BY_INVERSE && plan.lanes_are_tiles();
+        let inverse = if wanted { inverses(affine.scale) } else { Vec::new() };
+        Parameters { plan, affine, inverse }
+    }
+}
+
+fn inverses(scale: &[f32]) -> Vec<f32> {
+    scale.iter().map(|s| 1.0 / s).collect()
 }
 
 struct MapChunk<'a, M: Map> {
     kernel: &'a M,
-    plan: &'a Plan,
-    affine: Affine<'a>,
+    parameters: &'a Parameters<'a>,
     x: &'a [M::In],
     out: &'a mut [M::Out],
     start: usize,
+    streaming: bool,
 }
 
 impl<M: Map> Vectorized for MapChunk<'_, M> {
@@ -58,59 +115,154 @@ impl<M: Map> Vectorized for MapChunk<'_, M> {
 
     #[inline(always)]
     fn run(self) -> bool {
-        let MapChunk { kernel, plan, affine, x, out, start } = self;
-        let Affine { scale, offset } = affine;
+        let range = self.start..self.start + self.out.len();
+        let mut sink = Sink::new(self.out, self.streaming);
+        let odd = Pass::new(self.kernel, self.parameters).run(range, self.x, 0, &mut sink);
+        sink.finish();
+        odd
+    }
+}
+
+/// A kernel on its way over the data.
+pub(crate) struct Pass<'a, M: Map> {
+    kernel: &'a M,
+    parameters: &'a Parameters<'a>,
+    gathered: [M::In; BLOCK],
+    table: LaneTable,
+    short: ShortTiles,
+}
+
+impl<'a, M: Map> Pass<'a, M> {
+    #[inline(always)]
+    pub(crate) fn new(kernel: &'a M, parameters: &'a Parameters<'a>) -> Self {
+        let gathered = [M::In::default(); BLOCK];
+        let short = ShortTiles([[0.0; BLOCK + WIDTH]; 3]);
+        Pass { kernel, parameters, gathered, table: LaneTable::default(), short }
+    }
+
+    /// Writes what becomes of elements `range`, `x` being the input from `x_start` on. Whether one was odd.
+    #[inline(always)]
+    pub(crate) fn run(
+        &mut self,
+        range: std::ops::Range<usize>,
+        x: &[M::In],
+        x_start: usize,
+        sink: &mut Sink<'_, M::Out>,
+    ) -> bool {
+        let Pass { kernel, parameters, gathered, table, short } = self;
+        let Parameters { plan, affine, inverse } = parameters;
         let stride = plan.stride();
-        let mut gathered = [M::In::default(); BLOCK];
-        let mut table = LaneTable::default();
-        let mut found = false;
+        let mut odd = false;
         plan.walk(
-            start..start + out.len(),
+            range,
+            Walk::Short,
             #[inline(always)]
             |piece| {
-                let out = &mut out[piece.pos - start..][..piece.len];
-                match piece.tiles {
-                    Tiles::One(tile) if stride == 1 => {
-                        let offset = offset.map_or(0.0, |o| o[tile]);
-                        found |= kernel.uniform(
-                            &x[piece.input..][..piece.len],
-                            out,
-                            scale[tile],
-                            offset,
-                        );
+                let mut done = 0;
+                while done < piece.len {
+                    let room = sink.room();
+                    let mut len = room.len().min(piece.len - done);
+                    if stride != 1 || !matches!(piece.tiles, Tiles::One(_)) {
+                        len = len.min(BLOCK);
                     }
-                    Tiles::One(tile) => {
-                        let offset = offset.map_or(0.0, |o| o[tile]);
-                        for (i, out) in out.chunks_mut(BLOCK).enumerate() {
-                            let x = gather(
-                                x,
-                                piece.input + i * BLOCK * stride,
-                                stride,
-                                out.len(),
-                                &mut gathered,
-                            );
-                            found |= kernel.uniform(x, out, scale[tile], offset);
+                    let out = &mut room[..len];
+                    let input = piece.input + done * stride - x_start;
+                    let x = if stride == 1 {
+                        &x[input..][..len]
+                    } else {
+                        gather(x, input, stride, len, gathered)
+                    };
+                    match piece.tiles {
+                        Tiles::One(tile) => {
+                            let scale = affine.scale[tile];
+                            let inverse = if M::BY_INVERSE { 1.0 / scale } else { 0.0 };
+                            let offset = affine.offset.map_or(0.0, |o| o[tile]);
+                            let step = Step { scale, inverse, offset };
+                            for (out, &x) in out.iter_mut().zip(x) {
+                                odd |= kernel.odd(x);
+                                *out = kernel.one(x, step);
+                            }
                         }
-                    }
-                    Tiles::Lanes { base, phase } => {
-                        for (i, out) in out.chunks_mut(BLOCK).enumerate() {
-                            let len = out.len();
-                            let input = piece.input + i * BLOCK * stride;
-                            let x = if stride == 1 {
-                                &x[input..][..len]
-                            } else {
-                                gather(x, input, stride, len, &mut gathered)
+                        Tiles::Lanes { base, phase } => {
+                            let lane = phase + done;
+                            let steps = table.steps(plan, *affine, inverse, base, lane, len);
+                            odd |= side_by_side(*kernel, x, out, steps);
+                        }
+                        Tiles::Short { base, phase } => {
+                            let phase = (phase + done) % plan.period();
+                            let first = base + phase / plan.tile();
+                            let whole = match plan.tile() {
+                                _ if phase % plan.tile() != 0 => 0,
+                                32 if !M::SIMPLE => {
+                                    32 * (len / 32).min((plan.period() - phase) / 32)
+                                }
+                                64 => 64 * (len / 64).min((plan.period() - phase) / 64),
+                                128 => 128 * (len / 128).min((plan.period() - phase) / 128),
+                                _ => 0,
                             };
-                            let lane = phase + i * BLOCK;
-                            let (scale, offset) = table.params(plan, affine, base, lane, len);
-                            found |= kernel.lanes(x, out, scale, offset);
+                            if whole > 0 {
+                                len = whole;
+                                let (x, out) = (&x[..len], &mut out[..len]);
+                                odd |= match plan.tile() {
+                                    32 => whole_tiles::<M, 32>(kernel, x, out, *affine, first),
+                                    64 => whole_tiles::<M, 64>(kernel, x, out, *affine, first),
+                                    _ => whole_tiles::<M, 128>(kernel, x, out, *affine, first),
+                                };
+                                sink.advance(len);
+                                done += len;
+                                continue;
+                            }
+                            let steps = short.spell_out(plan, *affine, base, phase, len);
+                            odd |= side_by_side(*kernel, x, out, steps);
                         }
                     }
+                    sink.advance(len);
+                    done += len;
                 }
             },
         );
-        found
+        odd
     }
+}
+
+/// The outputs of elements that have parameters of their own. Whether one was odd.
+#[inline(always)]
+fn side_by_side<M: Map>(kernel: &M, x: &[M::In], out: &mut [M::Out], steps: Steps<'_>) -> bool {
+    let len = x.len();
+    let (out, Steps { scale, inverse, offset }) = (&mut out[..len], steps);
+    let (scale, inverse, offset) = (&scale[..len], &inverse[..len], &offset[..len]);
+    let mut odd = false;
+    for i in 0..len {
+        let step = Step { scale: scale[i], inverse: inverse[i], offset: offset[i] };
+        odd |= kernel.odd(x[i]);
+        out[i] = kernel.one(x[i], step);
+    }
+    odd
+}
+
+/// The outputs of whole tiles of `T` elements: for usual blocks, loops whose length the compiler knows. Whether one was odd.
+#[inline(always)]
+fn whole_tiles<M: Map, const T: usize>(
+    kernel: &M,
+    x: &[M::In],
+    out: &mut [M::Out],
+    affine: Affine<'_>,
+    first: usize,
+) -> bool {
+    let (xs, outs) = (x.as_chunks::<T>().0, out.as_chunks_mut::<T>().0);
+    let scale = &affine.scale[first..][..xs.len()];
+    let mut odd = false;
+    for (i, (x, out)) in xs.iter().zip(outs).enumerate() {
+        let scale = scale[i];
+        let inverse = if M::BY_INVERSE { 1.0 / scale } else { 0.0 };
+        let offset = affine.offset.map_or(0.0, |o| o[first + i]);
+        let step = Step { scale, inverse, offset };
+        for (out, &x) in out.iter_mut().zip(x) {
+            odd |= kernel.odd(x);
+            *out = kernel.one(x, step);
+        }
+    }
+    odd
 }
 
 /// Copies `len <= BLOCK` elements of a strided row side by side.
@@ -128,35 +280,86 @@ pub(crate) fn gather<'a, T: Copy>(
     &gathered[..len]
 }
 
+/// Scales, inverses and offsets of the elements of neighbouring short tiles.
+struct ShortTiles([[f32; BLOCK + WIDTH]; 3]);
+
+/// Parameters are written in steps of this many, past the end of their tile if need be.
+const WIDTH: usize = 16;
+
+impl ShortTiles {
+    /// The parameters of `len <= BLOCK` elements from `phase` of a period on.
+    #[inline(always)]
+    fn spell_out(
+        &mut self,
+        plan: &Plan,
+        affine: Affine<'_>,
+        base: usize,
+        phase: usize,
+        len: usize,
+    ) -> Steps<'_> {
+        let ShortTiles([scales, inverses, offsets]) = self;
+        let (tile, period) = (plan.tile(), plan.period());
+        let mut number = base + phase / tile;
+        let mut end = tile - phase % tile;
+        let mut at = 0;
+        while at < len {
+            let scale = affine.scale[number];
+            let inverse = 1.0 / scale;
+            let offset = affine.offset.map_or(0.0, |o| o[number]);
+            for at in (at..end.min(len)).step_by(WIDTH) {
+                scales[at..][..WIDTH].fill(scale);
+                inverses[at..][..WIDTH].fill(inverse);
+                offsets[at..][..WIDTH].fill(offset);
+            }
+            at = end;
+            end += tile;
+            number += 1;
+            if number == base + period / tile {
+                number = base;
+            }
+        }
+        Steps { scale: &scales[..len], inverse: &inverses[..len], offset: &offsets[..len] }
+    }
+}
+
 /// Parameters side by side with the elements of a row whose tiles are too short to handle one by
 /// one: in place where each lane is a tile, else spelled out in a table.
 #[derive(Default)]
 pub(crate) struct LaneTable {
     base: Option<usize>,
     scale: Vec<f32>,
+    inverse: Vec<f32>,
     offset: Vec<f32>,
 }
 
 impl LaneTable {
-    /// Scales and offsets (zero if there are none) of lanes `lane..lane + len`, `len <= BLOCK`.
+    /// Parameters of lanes `lane..lane + len`, `len <= BLOCK`; offsets are zero if there are none. `inverse` holds those of
+    /// all scales where lanes are tiles, or nothing if nobody needs them.
     #[inline(always)]
-    pub(crate) fn params<'a>(
+    pub(crate) fn steps<'a>(
         &'a mut self,
         plan: &Plan,
         affine: Affine<'a>,
+        inverse: &'a [f32],
         base: usize,
         lane: usize,
         len: usize,
-    ) -> (&'a [f32], &'a [f32]) {
-        let (scale, offset) = if plan.lanes_are_tiles() {
-            (&affine.scale[base..], affine.offset.map(|o| &o[base..]))
+    ) -> Steps<'a> {
+        let (scale, inverse, offset) = if plan.lanes_are_tiles() {
+            let scale = &affine.scale[base..];
+            let inverse = if inverse.is_empty() { scale } else { &inverse[base..] };
+            (scale, inverse, affine.offset.map(|o| &o[base..]))
         } else {
             if self.base != Some(base) {
                 self.fill(plan, affine, base);
             }
-            (&self.scale[..], affine.offset.map(|_| &self.offset[..]))
+            (&self.scale[..], &self.inverse[..], affine.offset.map(|_| &self.offset[..]))
         };
-        (&scale[lane..][..len], offset.map_or(&NO_OFFSET[..len], |o| &o[lane..][..len]))
+        Steps {
+            scale: &scale[lane..][..len],
+            inverse: &inverse[lane..][..len],
+            offset: offset.map_or(&NO_OFFSET[..len], |o| &o[lane..][..len]),
+        }
     }
 
     #[inline(never)]
@@ -165,6 +368,7 @@ impl LaneTable {
         let tiles = || (0..plan.lanes()).map(|l| base + plan.lane_tile(l));
         self.scale.clear();
         self.scale.extend(tiles().map(|tile| affine.scale[tile]));
+        self.inverse = inverses(&self.scale);
         if let Some(offset) = affine.offset {
             self.offset.clear();
             self.offset.extend(tiles().map(|tile| offset[tile]));

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use crate::affine::{Affine, not_a_number};
 use crate::error::{KernelError, KernelErrorKind, check_len};
 use crate::grid::Code;
-use crate::map::{Map, map};
+use crate::map::{Map, Step, map};
 use crate::range::MinMax;
 use crate::tiling::Tiling;
 
@@ -165,38 +165,21 @@ struct QuantizeLinear<C> {
     code: PhantomData<C>,
 }
 
-impl<C: Code> QuantizeLinear<C> {
-    #[inline(always)]
-    fn one(&self, x: f32, scale: f32, zero_point: f32) -> C {
-        let code = (x / scale).round_ties_even() + zero_point;
-        let code = if code > self.lo { code } else { self.lo };
-        let code = if code < self.hi { code } else { self.hi };
-        C::from_i32(code as i32)
-    }
-}
-
 impl<C: Code> Map for QuantizeLinear<C> {
     type In = f32;
     type Out = C;
 
     #[inline(always)]
-    fn uniform(&self, x: &[f32], out: &mut [C], scale: f32, zero_point: f32) -> bool {
-        let mut nan = false;
-        for (out, &x) in out.iter_mut().zip(x) {
-            nan |= x.is_nan();
-            *out = self.one(x, scale, zero_point);
-        }
-        nan
+    fn one(&self, x: f32, Step { scale, offset: zero_point, .. }: Step) -> C {
+        let code = (x / scale).round_ties_even() + zero_point;
+        let code = if code > self.lo { code } else { self.lo };
+        let code = if code < self.hi { code } else { self.hi };
+        C::from_i32(code as i32)
     }
 
     #[inline(always)]
-    fn lanes(&self, x: &[f32], out: &mut [C], scale: &[f32], zero_point: &[f32]) -> bool {
-        let mut nan = false;
-        for (((out, &x), &scale), &zero_point) in out.iter_mut().zip(x).zip(scale).zip(zero_point) {
-            nan |= x.is_nan();
-            *out = self.one(x, scale, zero_point);
-        }
-        nan
+    fn odd(&self, x: f32) -> bool {
+        x.is_nan()
     }
 }
 
@@ -207,72 +190,37 @@ struct QuantizeWide<C> {
     code: PhantomData<C>,
 }
 
-impl<C: Code> QuantizeWide<C> {
-    #[inline(always)]
-    fn one(&self, x: f32, scale: f32, zero_point: f32) -> C {
-        let code = f64::from((x / scale).round_ties_even()) + f64::from(zero_point);
-        C::from_i32(code.clamp(self.lo, self.hi) as i32)
-    }
-}
-
 impl<C: Code> Map for QuantizeWide<C> {
     type In = f32;
     type Out = C;
 
     #[inline(always)]
-    fn uniform(&self, x: &[f32], out: &mut [C], scale: f32, zero_point: f32) -> bool {
-        let mut nan = false;
-        for (out, &x) in out.iter_mut().zip(x) {
-            nan |= x.is_nan();
-            *out = self.one(x, scale, zero_point);
-        }
-        nan
+    fn one(&self, x: f32, Step { scale, offset: zero_point, .. }: Step) -> C {
+        let code = f64::from((x / scale).round_ties_even()) + f64::from(zero_point);
+        C::from_i32(code.clamp(self.lo, self.hi) as i32)
     }
 
     #[inline(always)]
-    fn lanes(&self, x: &[f32], out: &mut [C], scale: &[f32], zero_point: &[f32]) -> bool {
-        let mut nan = false;
-        for (((out, &x), &scale), &zero_point) in out.iter_mut().zip(x).zip(scale).zip(zero_point) {
-            nan |= x.is_nan();
-            *out = self.one(x, scale, zero_point);
-        }
-        nan
+    fn odd(&self, x: f32) -> bool {
+        x.is_nan()
     }
 }
 
 struct DequantizeLinear<C>(PhantomData<C>);
 
-impl<C: Code> DequantizeLinear<C> {
+impl<C: Code> Map for DequantizeLinear<C> {
+    type In = C;
+    type Out = f32;
+    const SIMPLE: bool = true;
+
     #[inline(always)]
-    fn one(code: C, scale: f32, zero_point: f32) -> f32 {
+    fn one(&self, code: C, Step { scale, offset: zero_point, .. }: Step) -> f32 {
         let difference = if C::MAX < 1 << 24 {
             code.to_i32() as f32 - zero_point
         } else {
             (i64::from(code.to_i32()) - zero_point as i64) as f32
         };
         difference * scale
-    }
-}
-
-impl<C: Code> Map for DequantizeLinear<C> {
-    type In = C;
-    type Out = f32;
-
-    #[inline(always)]
-    fn uniform(&self, codes: &[C], out: &mut [f32], scale: f32, zero_point: f32) -> bool {
-        for (out, &code) in out.iter_mut().zip(codes) {
-            *out = Self::one(code, scale, zero_point);
-        }
-        false
-    }
-
-    #[inline(always)]
-    fn lanes(&self, codes: &[C], out: &mut [f32], scale: &[f32], zero_point: &[f32]) -> bool {
-        for (((out, &code), &scale), &zero) in out.iter_mut().zip(codes).zip(scale).zip(zero_point)
-        {
-            *out = Self::one(code, scale, zero);
-        }
-        false
     }
 }
 

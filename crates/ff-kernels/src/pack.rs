@@ -1,7 +1,7 @@
 //! Codes of 2 and 4 bits, packed into bytes.
 
 use crate::error::{KernelError, KernelErrorKind, SITES_SHOWN, check_len};
-use crate::grid::Code;
+use crate::grid::{Code, IntegerGrid};
 use crate::simd::{Vectorized, dispatch};
 
 /// An integer type narrower than a byte.
@@ -43,6 +43,23 @@ impl Packed {
     /// Codes in one byte.
     pub fn per_byte(self) -> usize {
         8 / self.bits() as usize
+    }
+
+    /// The narrowest of the types that hold every code of a grid, if one does.
+    pub fn smallest(grid: IntegerGrid) -> Option<Self> {
+        [Packed::Uint2, Packed::Int2, Packed::Uint4, Packed::Int4]
+            .into_iter()
+            .find(|packed| packed.lo() <= grid.lo() && grid.hi() <= packed.hi())
+    }
+
+    /// The type as ONNX names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Packed::Int4 => "int4",
+            Packed::Uint4 => "uint4",
+            Packed::Int2 => "int2",
+            Packed::Uint2 => "uint2",
+        }
     }
 
     /// Bytes that `len` codes take; the last one may be partly used.
@@ -107,6 +124,46 @@ pub fn unpack<C: Code>(bytes: &[u8], packed: Packed, out: &mut [C]) -> Result<()
         _ => dispatch(Unpack::<C, 2, 4> { bytes, out, lo }),
     }
     Ok(())
+}
+
+/// Packs codes that are known to be of the type.
+#[inline(always)]
+pub(crate) fn pack_known(codes: &[i8], packed: Packed, out: &mut [u8]) {
+    // Shifts of all codes of a byte at once move each to its place.
+    let rest = match packed.bits() {
+        4 => {
+            let (pairs, rest) = codes.as_chunks::<2>();
+            for (byte, &[a, b]) in out.iter_mut().zip(pairs) {
+                let codes = u16::from_le_bytes([a as u8, b as u8]) & 0x0f0f;
+                *byte = (codes | codes >> 4) as u8;
+            }
+            rest
+        }
+        _ => {
+            let (fours, rest) = codes.as_chunks::<4>();
+            for (byte, &[a, b, c, d]) in out.iter_mut().zip(fours) {
+                let codes = u32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]) & 0x0303_0303;
+                let pairs = codes | codes >> 6;
+                *byte = (pairs | pairs >> 12) as u8;
+            }
+            rest
+        }
+    };
+    if let Some(last) = out.get_mut(codes.len() / packed.per_byte()) {
+        let (bits, mask) = (packed.bits(), (1 << packed.bits()) - 1);
+        *last =
+            (0..).zip(rest).fold(0, |byte, (i, &code)| byte | (code as u8 & mask) << (i * bits));
+    }
+}
+
+/// Unpacks the first `out.len()` codes of `bytes`.
+#[inline(always)]
+pub(crate) fn unpack_into<C: Code>(bytes: &[u8], packed: Packed, out: &mut [C]) {
+    let lo = packed.lo();
+    match packed.bits() {
+        4 => Unpack::<C, 4, 2> { bytes, out, lo }.run(),
+        _ => Unpack::<C, 2, 4> { bytes, out, lo }.run(),
+    }
 }
 
 /// `BITS` bits per code, `N` codes per byte.

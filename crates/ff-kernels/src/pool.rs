@@ -1,7 +1,5 @@
 //! Pooling: averages and maxima over windows, and their gradients.
 
-#![allow(clippy::eq_op, reason = "only NaN differs from itself")]
-
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -325,7 +323,7 @@ impl MaxPool {
                     let places = (h * width + start..).step_by(self.stride[1]);
                     for ((best, at), place) in best[columns].iter_mut().zip(places) {
                         let value = x[place];
-                        if at.is_none() || value > *best || value != value {
+                        if at.is_none() || value > *best || value.is_nan() {
                             (*best, *at) = (value, Some(place));
                         }
                     }
@@ -381,7 +379,7 @@ impl<T: Real> Vectorized for MaxJob<'_, T> {
 #[inline(always)]
 fn raise<'a, T: Real>(out: &mut [T], x: impl Iterator<Item = &'a T>) {
     for (out, x) in out.iter_mut().zip(x) {
-        *out = if *x > *out || *x != *x { *x } else { *out };
+        *out = if *x > *out || x.is_nan() { *x } else { *out };
     }
 }
 

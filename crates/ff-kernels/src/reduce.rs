@@ -5,9 +5,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::affine::Affine;
-use crate::map::{BLOCK, LaneTable, gather};
-use crate::simd::{Vectorized, dispatch};
-use crate::tiling::{Plan, Tiles, Tiling};
+use crate::map::{BLOCK, LaneTable, Step, Steps, gather};
+use crate::simd::{Level, Vectorized, dispatch, level};
+use crate::stream;
+use crate::tiling::{Piece, Plan, Tiles, Tiling, Walk};
 
 /// A reduction over tiles, which may also write one output per element. `segment` and `lanes` must
 /// be `#[inline(always)]`.
@@ -17,34 +18,42 @@ use crate::tiling::{Plan, Tiles, Tiling};
 pub(crate) trait Fold: Sync {
     /// What is known of a tile.
     type Acc: Copy + Send + Sync;
-    /// Accumulators side by side, as vector instructions want them.
+    /// Accumulators side by side, as vector instructions want them, and whatever else is worth keeping between calls.
     type Lanes;
     /// Whether `out` holds one element per input element; else it is empty.
     const HAS_OUTPUT: bool;
 
     fn empty(&self) -> Self::Acc;
     fn merge(&self, a: Self::Acc, b: Self::Acc) -> Self::Acc;
-    /// Reduces elements `pos..pos + x.len()`, all of one tile with this scale and (not yet rounded)
-    /// offset.
-    fn segment(&self, x: &[f32], scale: f32, offset: f32, pos: usize, out: &mut [f32])
-    -> Self::Acc;
+    /// Reduces a row of one tile, of up to [`MAX_SEGMENT`] elements if there is output.
+    fn segment(&self, lanes: &mut Self::Lanes, row: Row<'_>, step: Step) -> Self::Acc;
 
     fn new_lanes(&self, len: usize) -> Self::Lanes;
-    /// Adds element `pos + i`, which has scale `params.0[i]` and offset `params.1[i]`, to lane
-    /// `at + i`.
-    fn lanes(
+    /// Adds elements `i` of all rows, which have parameters `i`, to lane `at + i`.
+    fn lanes<const R: usize>(
         &self,
         lanes: &mut Self::Lanes,
         at: usize,
-        x: &[f32],
-        params: (&[f32], &[f32]),
-        pos: usize,
-        out: &mut [f32],
+        rows: [Row<'_>; R],
+        steps: Steps<'_>,
     );
     /// Reads a lane and empties it.
     fn take_lane(&self, lanes: &mut Self::Lanes, at: usize) -> Self::Acc;
 }
 
+/// Neighbouring elements, and where their output goes.
+pub(crate) struct Row<'a> {
+    pub(crate) x: &'a [f32],
+    /// Number of the first one.
+    pub(crate) pos: usize,
+    /// Empty or as long as `x`.
+    pub(crate) out: &'a mut [f32],
+}
+
+/// Most elements of a segment with output, which is collected before it is written, see [`stream`].
+pub(crate) const MAX_SEGMENT: usize = 512;
+/// Rows of lanes that are reduced together, so that accumulators are read and written once for all of them.
+const ROWS: usize = 8;
 /// Fewest elements per chunk.
 const MIN_CHUNK: usize = 1 << 16;
 
@@ -69,8 +78,10 @@ pub(crate) fn fold<F: Fold>(
             *acc = fold.merge(*acc, part);
         }
     };
+    let streaming = F::HAS_OUTPUT && stream::worthwhile::<f32>(out.len());
     let run = |number: usize, out: &mut [f32]| {
-        dispatch(FoldChunk { fold, plan, affine, x, out, range: tiling.chunk_range(chunk, number) })
+        let range = tiling.chunk_range(chunk, number);
+        dispatch(FoldChunk { fold, plan, affine, x, out, range, streaming })
     };
     if n_chunks == 1 || rayon::current_num_threads() == 1 {
         for number in 0..n_chunks {
@@ -97,6 +108,7 @@ struct FoldChunk<'a, F> {
     x: &'a [f32],
     out: &'a mut [f32],
     range: Range<usize>,
+    streaming: bool,
 }
 
 impl<F: Fold> Vectorized for FoldChunk<'_, F> {
@@ -104,7 +116,7 @@ impl<F: Fold> Vectorized for FoldChunk<'_, F> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let FoldChunk { fold, plan, affine, x, out, range } = self;
+        let FoldChunk { fold, plan, affine, x, out, range, streaming } = self;
         let start = range.start;
         let span = plan.tile_span(range.clone());
         let mut accs = vec![fold.empty(); span.len()];
@@ -115,61 +127,96 @@ impl<F: Fold> Vectorized for FoldChunk<'_, F> {
         let mut lanes = fold.new_lanes(n_lanes);
         let mut lanes_base = None;
         let mut table = LaneTable::default();
+        let mut outputs = Outputs::new(out, start, F::HAS_OUTPUT, streaming);
         plan.walk(
             range,
+            Walk::Repeats,
             #[inline(always)]
-            |piece| {
-                let out: &mut [f32] = if F::HAS_OUTPUT {
-                    &mut out[piece.pos - start..][..piece.len]
-                } else {
-                    &mut []
-                };
-                // Contiguous rows of one tile in one go, others block by block.
-                let one = matches!(piece.tiles, Tiles::One(_));
-                let block = if stride == 1 && one { piece.len } else { BLOCK };
-                let mut done = 0;
-                while done < piece.len {
-                    let len = block.min(piece.len - done);
-                    let pos = piece.pos + done;
-                    let input = piece.input + done * stride;
-                    let x = if stride == 1 {
-                        &x[input..][..len]
-                    } else {
-                        gather(x, input, stride, len, &mut gathered)
+            |piece: Piece| match piece.tiles {
+                Tiles::One(tile) => {
+                    let (scale, offset) = affine
+                        .map_or((1.0, 0.0), |a| (a.scale[tile], a.offset.map_or(0.0, |o| o[tile])));
+                    let inverse = 1.0 / scale;
+                    let block = match (F::HAS_OUTPUT, stride) {
+                        (true, _) => MAX_SEGMENT,
+                        (false, 1) => piece.len,
+                        (false, _) => BLOCK,
                     };
-                    let out = if F::HAS_OUTPUT { &mut out[done..][..len] } else { &mut *out };
-                    match piece.tiles {
-                        Tiles::One(tile) => {
-                            let (scale, offset) = affine.map_or((1.0, 0.0), |a| {
-                                (a.scale[tile], a.offset.map_or(0.0, |o| o[tile]))
-                            });
-                            let acc = &mut accs[tile - span.start];
-                            *acc = fold.merge(*acc, fold.segment(x, scale, offset, pos, out));
-                        }
-                        Tiles::Lanes { base, phase } => {
-                            let lane = phase + done;
-                            let params = match affine {
-                                Some(affine) => table.params(plan, affine, base, lane, len),
-                                None => (&[][..], &[][..]),
-                            };
-                            let at = if in_place {
-                                base + lane - span.start
-                            } else {
-                                if lanes_base != Some(base) {
-                                    if let Some(old) = lanes_base {
-                                        flush(fold, plan, &mut lanes, &mut accs, old - span.start);
-                                    }
-                                    lanes_base = Some(base);
-                                }
-                                lane
-                            };
-                            fold.lanes(&mut lanes, at, x, params, pos, out);
-                        }
+                    let acc = &mut accs[tile - span.start];
+                    for done in (0..piece.len).step_by(block) {
+                        let len = block.min(piece.len - done);
+                        let (pos, input) = (piece.pos + done, piece.input + done * stride);
+                        let x = if stride == 1 {
+                            &x[input..][..len]
+                        } else {
+                            gather(x, input, stride, len, &mut gathered)
+                        };
+                        let step = Step { scale, inverse, offset };
+                        let [out] = outputs.rows([pos], len);
+                        *acc =
+                            fold.merge(*acc, fold.segment(&mut lanes, Row { x, pos, out }, step));
+                        outputs.written([pos], len);
                     }
-                    done += len;
+                }
+                Tiles::Short { .. } => unreachable!("nobody asked for short tiles"),
+                Tiles::Lanes { base, phase } => {
+                    if !in_place && lanes_base != Some(base) {
+                        if let Some(old) = lanes_base {
+                            flush(fold, plan, &mut lanes, &mut accs, old - span.start);
+                        }
+                        lanes_base = Some(base);
+                    }
+                    let at = if in_place { base + phase - span.start } else { phase };
+                    let mut row = 0;
+                    while row < piece.repeat {
+                        let together = stride == 1 && row + ROWS <= piece.repeat;
+                        let block = match (F::HAS_OUTPUT, together) {
+                            (true, true) => MAX_SEGMENT / ROWS * 2,
+                            (true, false) => MAX_SEGMENT,
+                            (false, _) => BLOCK,
+                        };
+                        for done in (0..piece.len).step_by(block) {
+                            let len = block.min(piece.len - done);
+                            let first = row * piece.len + done;
+                            let steps = match affine {
+                                Some(affine) => {
+                                    table.steps(plan, affine, &[], base, phase + done, len)
+                                }
+                                None => Steps { scale: &[], inverse: &[], offset: &[] },
+                            };
+                            if together {
+                                let mut nth = first;
+                                let pos =
+                                    std::array::from_fn(|r| piece.pos + first + r * piece.len);
+                                let rows: [_; ROWS] = outputs.rows(pos, len).map(|out| {
+                                    let x = &x[piece.input + nth..][..len];
+                                    let row = Row { x, pos: piece.pos + nth, out };
+                                    nth += piece.len;
+                                    row
+                                });
+                                fold.lanes(&mut lanes, at + done, rows, steps);
+                                outputs.written(pos, len);
+                            } else {
+                                let (pos, input) =
+                                    (piece.pos + first, piece.input + first * stride);
+                                let x = if stride == 1 {
+                                    &x[input..][..len]
+                                } else {
+                                    gather(x, input, stride, len, &mut gathered)
+                                };
+                                let [out] = outputs.rows([pos], len);
+                                fold.lanes(&mut lanes, at + done, [Row { x, pos, out }], steps);
+                                outputs.written([pos], len);
+                            }
+                        }
+                        row += if together { ROWS } else { 1 };
+                    }
                 }
             },
         );
+        if streaming {
+            stream::fence();
+        }
         if in_place {
             for (i, acc) in accs.iter_mut().enumerate() {
                 *acc = fold.merge(*acc, fold.take_lane(&mut lanes, i));
@@ -181,12 +228,85 @@ impl<F: Fold> Vectorized for FoldChunk<'_, F> {
     }
 }
 
+/// Where a chunk's output goes: nowhere, in place, or past the caches by way of a small buffer.
+struct Outputs<'a> {
+    out: &'a mut [f32],
+    /// Number of the first element.
+    start: usize,
+    stage: Option<(Level, [f32; MAX_SEGMENT * 2])>,
+    wanted: bool,
+}
+
+impl<'a> Outputs<'a> {
+    #[inline(always)]
+    fn new(out: &'a mut [f32], start: usize, wanted: bool, streaming: bool) -> Self {
+        let stage = streaming.then(|| (level(), [0.0; MAX_SEGMENT * 2]));
+        Outputs { out, start, stage, wanted }
+    }
+
+    /// Where to write the outputs of elements `pos..pos + len` of each row; rows do not overlap and come in order.
+    #[inline(always)]
+    fn rows<const R: usize>(&mut self, pos: [usize; R], len: usize) -> [&mut [f32]; R] {
+        if !self.wanted {
+            return [(); R].map(|()| Default::default());
+        }
+        match &mut self.stage {
+            Some((_, stage)) => {
+                let mut rows = stage.chunks_mut(len);
+                pos.map(|_| rows.next().expect("the buffer holds all rows"))
+            }
+            None => {
+                let mut rest = &mut *self.out;
+                let mut at = self.start;
+                pos.map(|pos| {
+                    let (row, after) = std::mem::take(&mut rest)[pos - at..].split_at_mut(len);
+                    (rest, at) = (after, pos + len);
+                    row
+                })
+            }
+        }
+    }
+
+    /// Says that rows have been written.
+    #[inline(always)]
+    fn written<const R: usize>(&mut self, pos: [usize; R], len: usize) {
+        if let Some((level, stage)) = &mut self.stage {
+            for (pos, row) in pos.into_iter().zip(stage.chunks(len)) {
+                stream::copy(*level, row, &mut self.out[pos - self.start..][..len]);
+            }
+        }
+    }
+}
+
 /// Adds the lanes of a table to the tiles they belong to and empties them.
 fn flush<F: Fold>(fold: &F, plan: &Plan, lanes: &mut F::Lanes, accs: &mut [F::Acc], first: usize) {
     for lane in 0..plan.lanes() {
         let acc = &mut accs[first + plan.lane_tile(lane)];
         *acc = fold.merge(*acc, fold.take_lane(lanes, lane));
     }
+}
+
+/// The sum of numbers, in f64.
+#[inline(always)]
+pub(crate) fn total(values: &[f32]) -> f64 {
+    total_of(values, |x| x)
+}
+
+/// The sum of `f` of numbers, in f64; `f(0)` must be 0.
+#[inline(always)]
+pub(crate) fn total_of(values: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+    const WIDTH: usize = 32;
+    let mut sums = [0.0f64; WIDTH];
+    let (chunks, rest) = values.as_chunks::<WIDTH>();
+    let mut last = [0.0; WIDTH];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
+    for chunk in chunks.iter().chain(last) {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum += f(f64::from(x));
+        }
+    }
+    by_halves(sums, add)
 }
 
 /// Reduces lanes by halves, which takes few steps and always the same ones. `N` is a power of two.

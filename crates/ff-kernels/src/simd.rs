@@ -4,8 +4,8 @@
 //! marked `#[inline(always)]`. [`dispatch`] calls it from a function compiled for AVX-512 or AVX2
 //! where the machine has them, so the compiler vectorises the same loop for each; elsewhere it
 //! runs as compiled for the target (which on aarch64 includes NEON). No instruction set changes a
-//! result: the loops use only operations that IEEE 754 defines exactly, and never contract a
-//! multiplication and an addition.
+//! result: the loops use only operations that IEEE 754 defines exactly, and multiplications and
+//! additions are fused only where the code says so.
 
 /// A loop to be compiled for several instruction sets.
 pub trait Vectorized {
@@ -39,7 +39,7 @@ fn detect() -> Level {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;
-        if has!("avx2") && has!("bmi1") && has!("bmi2") {
+        if has!("avx2") && has!("fma") && has!("bmi1") && has!("bmi2") {
             let wide = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
             return if wide { Level::Avx512 } else { Level::Avx2 };
         }
@@ -47,15 +47,20 @@ fn detect() -> Level {
     Level::Plain
 }
 
+/// Whether [`dispatch`]ed code does `f32::mul_add` in one instruction; elsewhere it is a library call.
+pub(crate) fn fuses() -> bool {
+    cfg!(any(target_arch = "aarch64", target_feature = "fma")) || level() > Level::Plain
+}
+
 /// Runs `kernel` with the widest instruction set that this machine has.
 pub fn dispatch<K: Vectorized>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2")]
     fn avx512<K: Vectorized>(kernel: K) -> K::Output {
         kernel.run()
     }
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,bmi1,bmi2")]
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
     fn avx2<K: Vectorized>(kernel: K) -> K::Output {
         kernel.run()
     }
@@ -130,6 +135,12 @@ pub(crate) mod tests {
             let mut packed = vec![0; codes.len() / 2];
             pack(&codes, Packed::Int4, &mut packed).unwrap();
             unpack(&packed, Packed::Int4, &mut codes).unwrap();
+            let mut fused = vec![0; codes.len() / 2];
+            quantize_packed(&x, &tiling, affine, grid, Packed::Int4, &mut fused).unwrap();
+            assert_eq!(fused, packed);
+            let plain = Tiling::new(&[rows, columns], &tile).unwrap();
+            dequantize_packed(&fused, Packed::Int4, &plain, affine, &mut floats).unwrap();
+            keep(&floats);
             quantize_linear(&x, &tiling, linear, (-128, 127), &mut codes).unwrap();
             dequantize_linear(&codes, &tiling, linear, &mut floats).unwrap();
             keep(&floats);
@@ -145,7 +156,7 @@ pub(crate) mod tests {
             bytes.push((d.sum_product as f32).to_bits());
             bytes
         };
-        for tile in [[48, 80], [1, 80], [48, 1], [1, 16], [16, 4], [48, 4]] {
+        for tile in [[48, 80], [1, 80], [48, 1], [1, 16], [16, 4], [48, 4], [24, 1]] {
             for strides in [[80, 1], [1, 48]] {
                 let [first, others @ ..] = LEVELS.map(|level| {
                     let limit = move |_| HIGHEST.set(level);

@@ -5,7 +5,7 @@ mod reader;
 
 use std::ops::Range;
 
-pub(crate) use plan::{Plan, Tiles};
+pub(crate) use plan::{Piece, Plan, Tiles, Walk};
 pub(crate) use reader::TileReader;
 
 use crate::error::{AxisMismatch, KernelError, KernelErrorKind, check_len};

@@ -31,6 +31,41 @@ const SHAPES: [(&str, &[usize], &[usize]); 9] = [
     ("small tiles", &[512, 512], &[4, 4]),
 ];
 
+/// Output of more than 8 MiB is written past the caches, in whole lines and what is left at both ends.
+#[test]
+fn output_past_the_caches_agrees_with_the_twins() {
+    let grid = IntegerGrid::signed(4).unwrap();
+    let shape = [1056, 2048];
+    for tile in [[1056, 2048], [1, 2048], [1056, 1], [1, 32], [33, 16]] {
+        let tiling = Tiling::new(&shape, &tile).unwrap();
+        let x = data(tiling.len());
+        let g = data(tiling.len() + 1)[1..].to_vec();
+        let n = tiling.num_tiles();
+        let scale: Vec<f32> = (0..n).map(|i| 0.5 + (i % 13) as f32 * 0.125).collect();
+        let affine = Affine { scale: &scale, offset: None };
+        let fake = fake_quantize_reference(&x, &tiling, affine, grid).unwrap();
+        let (grad_x, grads) =
+            fake_quantize_backward_reference(&x, &tiling, affine, grid, &g).unwrap();
+        let mut sums = None;
+        for (threads, start) in [(1, 0), (1, 1), (2, 3)] {
+            with_threads(threads, || {
+                let mut memory = vec![9.0; start + tiling.len() + 1];
+                let out = &mut memory[start..][..tiling.len()];
+                fake_quantize(&x, &tiling, affine, grid, out).unwrap();
+                assert!(out == fake, "{tile:?} {start}");
+                let found = fake_quantize_backward(&x, &tiling, affine, grid, &g, out).unwrap();
+                assert!(out == grad_x, "{tile:?} {start}");
+                assert!(memory[..start].iter().chain(memory.last()).all(|&around| around == 9.0));
+                for (a, b) in found.scale.iter().zip(&grads.scale) {
+                    assert!((a - b).abs() <= 1e-6 * b.abs().max(1.0), "{tile:?}: {a} {b}");
+                }
+                // Where the output lies must not show in the sums.
+                assert_eq!(*sums.get_or_insert(found.clone()), found, "{tile:?} {start}");
+            });
+        }
+    }
+}
+
 #[test]
 fn large_data_agrees_with_the_twins_for_any_number_of_threads() {
     let grid = IntegerGrid::signed(4).unwrap();

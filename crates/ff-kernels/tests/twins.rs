@@ -157,6 +157,28 @@ proptest! {
     }
 
     #[test]
+    fn packed_codes_are_those_of_two_passes(case in case(), which in 0usize..4, drop in any::<bool>()) {
+        let packed = [Packed::Int4, Packed::Uint4, Packed::Int2, Packed::Uint2][which];
+        let grid = IntegerGrid::new(packed.lo() + i32::from(drop), packed.hi()).unwrap();
+        let (tiling, affine) = (case.tiling(), case.affine());
+        let codes: Vec<i32> = quantize_reference(&case.memory, &tiling, affine, grid)
+            .unwrap()
+            .into_iter()
+            .map(Option::unwrap)
+            .collect();
+        let mut expected = vec![0; packed.packed_len(codes.len())];
+        pack(&codes, packed, &mut expected).unwrap();
+        let mut bytes = vec![0xff; expected.len()];
+        quantize_packed(&case.memory, &tiling, affine, grid, packed, &mut bytes).unwrap();
+        prop_assert_eq!(&bytes, &expected);
+
+        let plain = Tiling::new(&case.shape, &case.tile).unwrap();
+        let mut values = vec![9.0; codes.len()];
+        dequantize_packed(&bytes, packed, &plain, affine, &mut values).unwrap();
+        prop_assert_eq!(bits(&values), bits(&dequantize_reference(&codes, &plain, affine).unwrap()));
+    }
+
+    #[test]
     fn strided_codes_dequantize(case in case()) {
         let codes: Vec<i16> = case.memory.iter().map(|v| *v as i16).collect();
         let (tiling, affine) = (case.tiling(), case.affine());

@@ -3,7 +3,8 @@
 use super::{Affine, Bounds};
 use crate::error::{KernelError, check_len};
 use crate::grid::IntegerGrid;
-use crate::reduce::{Fold, add, by_halves, fold};
+use crate::map::{Step, Steps};
+use crate::reduce::{Fold, MAX_SEGMENT, Row, fold, total};
 use crate::tiling::Tiling;
 
 /// Gradients of the parameters, one per tile (or one, if one parameter stands for all tiles).
@@ -55,15 +56,20 @@ pub fn fake_quantize_backward(
     tiling.check_input(x.len())?;
     check_len("upstream gradient", tiling.len(), grad_out.len())?;
     check_len("input gradient", tiling.len(), grad_x.len())?;
-    let kernel = Backward { grid: Bounds::new(grid), grad_out };
-    let sums = fold(&kernel, &tiling, Some(affine), x, grad_x);
+    let grid = Bounds::new(grid);
+    let sums = if affine.offset.is_some() {
+        fold(&Backward::<true> { grid, grad_out }, &tiling, Some(affine), x, grad_x)
+    } else {
+        fold(&Backward::<false> { grid, grad_out }, &tiling, Some(affine), x, grad_x)
+    };
     Ok(Gradients {
         scale: sums.iter().map(|s| s.scale as f32).collect(),
         offset: affine.offset.map(|_| sums.iter().map(|s| s.offset as f32).collect()),
     })
 }
 
-struct Backward<'a> {
+/// `OFFSETS` tells whether the gradients of offsets are wanted.
+struct Backward<'a, const OFFSETS: bool> {
     grid: Bounds,
     grad_out: &'a [f32],
 }
@@ -86,12 +92,16 @@ pub(super) fn terms(grid: Bounds, x: f32, g: f32, scale: f32, offset: f32) -> (f
     (if clipped { 0.0 } else { g }, g * slope, if clipped { scale * g } else { 0.0 })
 }
 
-/// Sums kept side by side in a segment.
-const WIDTH: usize = 16;
+struct Lanes {
+    scales: Vec<f64>,
+    offsets: Vec<f64>,
+    /// The terms of a segment, for the scale's gradient and the offset's.
+    terms: [[f32; MAX_SEGMENT]; 2],
+}
 
-impl Fold for Backward<'_> {
+impl<const OFFSETS: bool> Fold for Backward<'_, OFFSETS> {
     type Acc = Sums;
-    type Lanes = (Vec<f64>, Vec<f64>);
+    type Lanes = Lanes;
     const HAS_OUTPUT: bool = true;
 
     fn empty(&self) -> Sums {
@@ -104,58 +114,57 @@ impl Fold for Backward<'_> {
     }
 
     #[inline(always)]
-    fn segment(&self, x: &[f32], scale: f32, offset: f32, pos: usize, out: &mut [f32]) -> Sums {
-        let offset = offset.round_ties_even();
+    fn segment(&self, lanes: &mut Lanes, Row { x, pos, out }: Row<'_>, step: Step) -> Sums {
+        let (scale, offset) = (step.scale, step.offset.round_ties_even());
         let g = &self.grad_out[pos..][..x.len()];
-        let (mut scales, mut offsets) = ([0.0f64; WIDTH], [0.0f64; WIDTH]);
-        let (xs, x_rest) = x.as_chunks::<WIDTH>();
-        let (gs, g_rest) = g.as_chunks::<WIDTH>();
-        let (outs, out_rest) = out.as_chunks_mut::<WIDTH>();
-        for ((x, g), out) in xs.iter().zip(gs).zip(outs) {
-            for i in 0..WIDTH {
-                let (grad_x, ds, d_o) = terms(self.grid, x[i], g[i], scale, offset);
-                out[i] = grad_x;
-                scales[i] += f64::from(ds);
-                offsets[i] += f64::from(d_o);
+        // Terms first, then their sums: loops that do one thing stay in registers.
+        let n = x.len();
+        let [of_scale, of_offset] = &mut lanes.terms;
+        let (of_scale, of_offset) = (&mut of_scale[..n], &mut of_offset[..n]);
+        let out = &mut out[..n];
+        for i in 0..n {
+            let (grad_x, ds, d_o) = terms(self.grid, x[i], g[i], scale, offset);
+            (out[i], of_scale[i]) = (grad_x, ds);
+            if OFFSETS {
+                of_offset[i] = d_o;
             }
         }
-        for (i, ((&x, &g), out)) in x_rest.iter().zip(g_rest).zip(out_rest).enumerate() {
-            let (grad_x, ds, d_o) = terms(self.grid, x, g, scale, offset);
-            *out = grad_x;
-            scales[i] += f64::from(ds);
-            offsets[i] += f64::from(d_o);
-        }
-        Sums { scale: by_halves(scales, add), offset: by_halves(offsets, add) }
+        let offset = if OFFSETS { total(of_offset) } else { 0.0 };
+        Sums { scale: total(of_scale), offset }
     }
 
-    fn new_lanes(&self, len: usize) -> Self::Lanes {
-        (vec![0.0; len], vec![0.0; len])
+    fn new_lanes(&self, len: usize) -> Lanes {
+        Lanes { scales: vec![0.0; len], offsets: vec![0.0; len], terms: [[0.0; MAX_SEGMENT]; 2] }
     }
 
     #[inline(always)]
-    fn lanes(
+    fn lanes<const R: usize>(
         &self,
-        (scales, offsets): &mut Self::Lanes,
+        lanes: &mut Lanes,
         at: usize,
-        x: &[f32],
-        (scale, offset): (&[f32], &[f32]),
-        pos: usize,
-        out: &mut [f32],
+        rows: [Row<'_>; R],
+        Steps { scale, offset, .. }: Steps<'_>,
     ) {
-        let n = x.len();
-        let (scale, offset, out) = (&scale[..n], &offset[..n], &mut out[..n]);
-        let g = &self.grad_out[pos..][..n];
-        let (scales, offsets) = (&mut scales[at..][..n], &mut offsets[at..][..n]);
-        for i in 0..n {
-            let (grad_x, ds, d_o) =
-                terms(self.grid, x[i], g[i], scale[i], offset[i].round_ties_even());
-            out[i] = grad_x;
-            scales[i] += f64::from(ds);
-            offsets[i] += f64::from(d_o);
+        for Row { x, pos, out } in rows {
+            let n = x.len();
+            let g = &self.grad_out[pos..][..n];
+            let (scale, offset, out) = (&scale[..n], &offset[..n], &mut out[..n]);
+            let scales = &mut lanes.scales[at..][..n];
+            let offsets = &mut lanes.offsets[at..][..n];
+            for i in 0..n {
+                let offset = offset[i].round_ties_even();
+                let (grad_x, ds, d_o) = terms(self.grid, x[i], g[i], scale[i], offset);
+                out[i] = grad_x;
+                scales[i] += f64::from(ds);
+                if OFFSETS {
+                    offsets[i] += f64::from(d_o);
+                }
+            }
         }
     }
 
-    fn take_lane(&self, (scales, offsets): &mut Self::Lanes, at: usize) -> Sums {
-        Sums { scale: std::mem::take(&mut scales[at]), offset: std::mem::take(&mut offsets[at]) }
+    fn take_lane(&self, lanes: &mut Lanes, at: usize) -> Sums {
+        let take = std::mem::take;
+        Sums { scale: take(&mut lanes.scales[at]), offset: take(&mut lanes.offsets[at]) }
     }
 }

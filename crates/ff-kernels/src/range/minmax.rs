@@ -1,8 +1,9 @@
 //! Minimum and maximum per tile.
 
 use crate::error::{KernelError, KernelErrorKind, check_len};
-use crate::reduce::{Fold, by_halves, fold};
-use crate::tiling::{Tiles, Tiling};
+use crate::map::{Step, Steps};
+use crate::reduce::{Fold, Row, by_halves, fold};
+use crate::tiling::{Tiles, Tiling, Walk};
 
 /// Minimum and maximum per tile, as far as numbers go, and which tiles hold NaN.
 ///
@@ -51,12 +52,14 @@ pub fn min_max(x: &[f32], tiling: &Tiling) -> Result<MinMax, KernelError> {
 fn nan_tiles(x: &[f32], tiling: &Tiling) -> Vec<usize> {
     let mut found = vec![false; tiling.num_tiles()];
     let plan = tiling.plan();
-    plan.walk(0..tiling.len(), |piece| {
+    plan.walk(0..tiling.len(), Walk::Plain, |piece| {
         for i in 0..piece.len {
             if x[piece.input + i * plan.stride()].is_nan() {
                 let tile = match piece.tiles {
                     Tiles::One(tile) => tile,
-                    Tiles::Lanes { base, phase } => base + plan.lane_tile(phase + i),
+                    Tiles::Lanes { base, phase } | Tiles::Short { base, phase } => {
+                        base + plan.lane_tile(phase + i)
+                    }
                 };
                 found[tile] = true;
             }
@@ -235,7 +238,7 @@ impl Fold for Extremes {
     }
 
     #[inline(always)]
-    fn segment(&self, x: &[f32], _: f32, _: f32, _: usize, _: &mut [f32]) -> Extreme {
+    fn segment(&self, _: &mut Lanes, Row { x, .. }: Row<'_>, _: Step) -> Extreme {
         let (wide, rest) = x.as_chunks::<WIDTH>();
         let (narrow, rest) = rest.as_chunks::<{ WIDTH / 2 }>();
         let mut lanes = LocalLanes::<WIDTH>::EMPTY;
@@ -260,22 +263,25 @@ impl Fold for Extremes {
     }
 
     #[inline(always)]
-    fn lanes(
+    fn lanes<const R: usize>(
         &self,
         lanes: &mut Lanes,
         at: usize,
-        x: &[f32],
-        _: (&[f32], &[f32]),
-        _: usize,
-        _: &mut [f32],
+        rows: [Row<'_>; R],
+        _: Steps<'_>,
     ) {
-        let n = x.len();
+        let n = rows[0].x.len();
+        let rows = rows.map(|row| &row.x[..n]);
         let (min, max) = (&mut lanes.min[at..][..n], &mut lanes.max[at..][..n]);
         let mut nan = false;
         for i in 0..n {
-            min[i] = smaller(min[i], x[i]);
-            max[i] = larger(max[i], x[i]);
-            nan |= x[i].is_nan();
+            let (mut least, mut most) = (min[i], max[i]);
+            for row in rows {
+                least = smaller(least, row[i]);
+                most = larger(most, row[i]);
+                nan |= row[i].is_nan();
+            }
+            (min[i], max[i]) = (least, most);
         }
         lanes.nan |= nan;
     }

@@ -1,7 +1,8 @@
 //! Sums per tile.
 
 use crate::error::KernelError;
-use crate::reduce::{Fold, add, by_halves, fold};
+use crate::map::{Step, Steps};
+use crate::reduce::{Fold, MAX_SEGMENT, Row, fold, total, total_of};
 use crate::tiling::Tiling;
 
 /// Sum and sum of squares of a tile, in f64.
@@ -75,8 +76,6 @@ pub fn moments_reference(x: &[f32], tiling: &Tiling) -> Result<Vec<Moments>, Ker
 
 struct Sums;
 
-const WIDTH: usize = 16;
-
 impl Fold for Sums {
     type Acc = Moments;
     type Lanes = (Vec<f64>, Vec<f64>);
@@ -92,22 +91,14 @@ impl Fold for Sums {
     }
 
     #[inline(always)]
-    fn segment(&self, x: &[f32], _: f32, _: f32, _: usize, _: &mut [f32]) -> Moments {
-        let (mut sums, mut squares) = ([0.0f64; WIDTH], [0.0f64; WIDTH]);
-        let (chunks, rest) = x.as_chunks::<WIDTH>();
-        for x in chunks {
-            for i in 0..WIDTH {
-                let x = f64::from(x[i]);
-                sums[i] += x;
-                squares[i] += x * x;
-            }
+    fn segment(&self, _: &mut Self::Lanes, Row { x, .. }: Row<'_>, _: Step) -> Moments {
+        let mut sums = Moments::default();
+        // Twice over what the first pass has brought to the nearest cache: loops that do one thing stay in registers.
+        for x in x.chunks(MAX_SEGMENT) {
+            sums.sum += total(x);
+            sums.sum_squared += total_of(x, |x| x * x);
         }
-        for (i, &x) in rest.iter().enumerate() {
-            let x = f64::from(x);
-            sums[i] += x;
-            squares[i] += x * x;
-        }
-        Moments { len: 0, sum: by_halves(sums, add), sum_squared: by_halves(squares, add) }
+        sums
     }
 
     fn new_lanes(&self, len: usize) -> Self::Lanes {
@@ -115,21 +106,24 @@ impl Fold for Sums {
     }
 
     #[inline(always)]
-    fn lanes(
+    fn lanes<const R: usize>(
         &self,
         (sums, squares): &mut Self::Lanes,
         at: usize,
-        x: &[f32],
-        _: (&[f32], &[f32]),
-        _: usize,
-        _: &mut [f32],
+        rows: [Row<'_>; R],
+        _: Steps<'_>,
     ) {
-        let n = x.len();
+        let n = rows[0].x.len();
+        let rows = rows.map(|row| &row.x[..n]);
         let (sums, squares) = (&mut sums[at..][..n], &mut squares[at..][..n]);
         for i in 0..n {
-            let x = f64::from(x[i]);
-            sums[i] += x;
-            squares[i] += x * x;
+            let (mut sum, mut square) = (sums[i], squares[i]);
+            for row in rows {
+                let x = f64::from(row[i]);
+                sum += x;
+                square += x * x;
+            }
+            (sums[i], squares[i]) = (sum, square);
         }
     }
 

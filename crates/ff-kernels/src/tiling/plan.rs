@@ -57,6 +57,8 @@ pub(crate) struct Piece {
     /// Input offset of the first element.
     pub(crate) input: usize,
     pub(crate) len: usize,
+    /// How often the piece's lanes come, each time right after the last; 1 unless asked for by [`Walk::Repeats`].
+    pub(crate) repeat: usize,
     pub(crate) tiles: Tiles,
 }
 
@@ -68,7 +70,23 @@ pub(crate) enum Tiles {
     /// Element `i` has the parameters of lane `phase + i`, where lane `l` belongs to tile
     /// `base + plan.lane_tile(l)`; `phase + len <= plan.lanes()`.
     Lanes { base: usize, phase: usize },
+    /// Element `i` belongs to tile `base + (phase + i) % plan.period() / plan.tile()`. Only for [`Walk::Short`].
+    Short { base: usize, phase: usize },
 }
+
+/// What pieces are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Walk {
+    /// In order, of one tile or one row of lanes.
+    Plain,
+    /// All rows of lanes that follow one another as one piece.
+    Repeats,
+    /// Neighbouring tiles of up to [`MAX_SHORT`] elements along the row as one piece.
+    Short,
+}
+
+/// Longest tile that is not worth a loop of its own.
+const MAX_SHORT: usize = 128;
 
 impl Plan {
     pub(crate) fn empty() -> Self {
@@ -192,7 +210,7 @@ impl Plan {
             return if self.tile < min { min / self.tile * self.tile } else { min };
         }
         let shared = if self.rows_own_tiles { self.period / self.tile } else { self.num_tiles };
-        min.max(16 * shared)
+        min.max(64 * shared)
     }
 
     /// The tiles that elements `range` belong to, as a range that covers them.
@@ -229,9 +247,20 @@ impl Plan {
         (input, base)
     }
 
+    /// Elements after which the tiles of a row repeat.
+    pub(crate) fn period(&self) -> usize {
+        self.period
+    }
+
+    /// Elements of a tile that follow one another in a row.
+    pub(crate) fn tile(&self) -> usize {
+        self.tile
+    }
+
     /// Visits elements `range` in order, in pieces.
     #[inline(always)]
-    pub(crate) fn walk(&self, range: Range<usize>, mut visit: impl FnMut(Piece)) {
+    pub(crate) fn walk(&self, range: Range<usize>, walk: Walk, mut visit: impl FnMut(Piece)) {
+        let short = walk == Walk::Short && self.mode == Mode::Uniform && self.tile <= MAX_SHORT;
         let mut pos = range.start;
         while pos < range.end {
             let row = pos / self.row_len;
@@ -240,6 +269,13 @@ impl Plan {
             let j1 = (range.end - row_pos).min(self.row_len);
             let mut j = pos - row_pos;
             match self.mode {
+                Mode::Uniform if short => visit(Piece {
+                    pos,
+                    input: row_input + j * self.stride,
+                    len: j1 - j,
+                    repeat: 1,
+                    tiles: Tiles::Short { base, phase: j % self.period },
+                }),
                 Mode::Uniform => {
                     let n = self.period / self.tile;
                     let mut number = j % self.period / self.tile;
@@ -250,6 +286,7 @@ impl Plan {
                             pos: row_pos + j,
                             input: row_input + j * self.stride,
                             len,
+                            repeat: 1,
                             tiles: Tiles::One(base + number),
                         });
                         j += len;
@@ -265,13 +302,16 @@ impl Plan {
                     let mut phase = j % self.period;
                     while j < j1 {
                         let len = (lanes - phase).min(j1 - j);
+                        let repeats = walk == Walk::Repeats && len == lanes;
+                        let repeat = if repeats { (j1 - j) / lanes } else { 1 };
                         visit(Piece {
                             pos: row_pos + j,
                             input: row_input + j * self.stride,
                             len,
+                            repeat,
                             tiles: Tiles::Lanes { base, phase },
                         });
-                        j += len;
+                        j += len * repeat;
                         phase = 0;
                     }
                 }

@@ -63,27 +63,35 @@ fn check_walk(tiling: &Tiling) {
             continue;
         }
         let span = plan.tile_span(range.clone());
-        let mut next = range.start;
-        plan.walk(range.clone(), |piece| {
-            assert_eq!(piece.pos, next);
-            for i in 0..piece.len {
-                let tile = match piece.tiles {
-                    Tiles::One(tile) => tile,
-                    Tiles::Lanes { base, phase } => {
-                        assert!(phase + piece.len <= plan.lanes());
-                        if plan.lanes_are_tiles() {
-                            assert_eq!(plan.lane_tile(phase + i), phase + i);
+        for walk in [Walk::Plain, Walk::Repeats, Walk::Short] {
+            let mut next = range.start;
+            plan.walk(range.clone(), walk, |piece| {
+                assert_eq!(piece.pos, next);
+                assert!(piece.repeat == 1 || walk == Walk::Repeats && piece.len == plan.lanes());
+                for number in 0..piece.len * piece.repeat {
+                    let i = number % piece.len;
+                    let tile = match piece.tiles {
+                        Tiles::One(tile) => tile,
+                        Tiles::Lanes { base, phase } => {
+                            assert!(phase + piece.len <= plan.lanes());
+                            if plan.lanes_are_tiles() {
+                                assert_eq!(plan.lane_tile(phase + i), phase + i);
+                            }
+                            base + plan.lane_tile(phase + i)
                         }
-                        base + plan.lane_tile(phase + i)
-                    }
-                };
-                assert!(span.contains(&tile));
-                let input = piece.input + i * plan.stride();
-                assert_eq!((input, tile), expected[next + i], "{tiling:?}");
-            }
-            next += piece.len;
-        });
-        assert_eq!(next, range.end);
+                        Tiles::Short { base, phase } => {
+                            assert_eq!(walk, Walk::Short);
+                            base + (phase + i) % plan.period() / plan.tile()
+                        }
+                    };
+                    assert!(span.contains(&tile));
+                    let input = piece.input + number * plan.stride();
+                    assert_eq!((input, tile), expected[next + number], "{tiling:?}");
+                }
+                next += piece.len * piece.repeat;
+            });
+            assert_eq!(next, range.end);
+        }
     }
 }
 
@@ -142,7 +150,7 @@ fn common_granularities_are_one_row() {
     ] {
         let mut pieces = 0;
         let tiling = Tiling::new(shape, tile).unwrap();
-        tiling.plan().walk(0..tiling.len(), |_| pieces += 1);
+        tiling.plan().walk(0..tiling.len(), Walk::Plain, |_| pieces += 1);
         let longest = tiling.len() / 16;
         assert!(pieces <= longest.max(1), "{shape:?} by {tile:?}: {pieces} pieces");
     }
