@@ -48,6 +48,7 @@ mod onnx;
 mod pack;
 mod pool;
 mod range;
+mod rounding;
 
 mod lanes;
 mod map;
@@ -85,5 +86,11 @@ pub use range::{
     RangeOptions, best_candidates, candidate_errors, candidate_errors_reference,
     histogram_divergences, histogram_errors, histograms, min_max, min_max_reference, moments,
     moments_reference, parameters_for_range, quantization_range, search_min_error,
+};
+pub use rounding::{
+    AdaRoundOptions, Awq, AwqOptions, BiasCorrection, Hqq, HqqOptions, LayerMoments, MomentSums,
+    RangeChoice, Rounded, activation_weighted_mse, adaround, awq, bias_correction,
+    coordinate_descent, hqq, reconstruction_losses, reconstruction_losses_reference,
+    sequential_mse,
 };
 pub use tiling::{Element, Tiling};
