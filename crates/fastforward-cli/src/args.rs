@@ -70,7 +70,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// The ONNX file
+    /// The model: an ONNX file, or weights as safetensors (a file, or the index of several)
     pub(crate) model: PathBuf,
     /// Show this many levels of the tree
     #[arg(long, value_name = "N")]
@@ -82,7 +82,7 @@ pub(crate) struct Inspect {
 
 #[derive(Debug, Args)]
 pub(crate) struct Find {
-    /// The ONNX file
+    /// The model: an ONNX file, or weights as safetensors (a file, or the index of several)
     pub(crate) model: PathBuf,
     /// The query, such as `**/[cls:Conv]/[quantizer:parameter/weight]`
     pub(crate) query: String,
@@ -100,7 +100,7 @@ pub(crate) struct Find {
 /// A model and the file that says what to do with it.
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
-    /// The ONNX file
+    /// The model: an ONNX file, or weights as safetensors (a file, or the index of several)
     pub(crate) model: PathBuf,
     /// The rules and the data, a `quant.toml`
     #[arg(long, short, value_name = "FILE")]
@@ -145,7 +145,7 @@ pub(crate) struct Explain {
 pub(crate) struct Quantize {
     #[command(flatten)]
     pub(crate) job: JobArgs,
-    /// The folder for the results: MODEL.qdq.onnx, report.json, state/
+    /// The folder for the results: MODEL.qdq.onnx or MODEL.safetensors, report.json, state/
     #[arg(long, short, value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Samples that are computed at once, in place of the numbers in the configuration

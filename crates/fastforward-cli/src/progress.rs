@@ -25,8 +25,13 @@ impl Bars {
     }
 }
 
-const COUNTED: &str = "{msg:<12} [{bar:24}] {human_pos}/{human_len} samples, {per_sec}, {eta} left";
 const UNCOUNTED: &str = "{msg:<12} {spinner} {elapsed}";
+
+fn counted(unit: &str) -> String {
+    format!(
+        "{{msg:<12}} [{{bar:24}}] {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left"
+    )
+}
 
 impl Progress for Bars {
     fn start(&self, stage: Stage, n_samples: usize) {
@@ -35,11 +40,11 @@ impl Progress for Bars {
             return;
         }
         let (bar, template) = match n_samples {
-            0 => (ProgressBar::new_spinner(), UNCOUNTED),
-            n => (ProgressBar::new(n as u64), COUNTED),
+            0 => (ProgressBar::new_spinner(), UNCOUNTED.to_owned()),
+            n => (ProgressBar::new(n as u64), counted(stage.unit())),
         };
         // A template that cannot be parsed would show the default bar instead.
-        if let Ok(style) = ProgressStyle::with_template(template) {
+        if let Ok(style) = ProgressStyle::with_template(&template) {
             let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
                 // The bar shows what fits; there is nobody to tell if nothing does.
                 let _shown = write!(out, "{:.0}", state.per_sec());

@@ -1,5 +1,7 @@
 //! Files and folders that are there whole or not at all.
 
+mod positioned;
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha2::{Digest, Sha256};
 
 use crate::{Error, ErrorKind};
+
+pub use positioned::{CopyError, FileRange, ReadAt};
 
 /// Writes a file so that nobody ever sees a part of it: into a file beside it, synced, then renamed.
 ///
@@ -145,7 +149,7 @@ pub fn sha256(path: &Path) -> Result<String, Error> {
     };
     let mut hash = Sha256::new();
     let mut file = File::open(path).map_err(failed)?;
-    let mut piece = vec![0u8; 1 << 16];
+    let mut piece = vec![0u8; 1 << 17];
     loop {
         match std::io::Read::read(&mut file, &mut piece).map_err(failed)? {
             0 => break,

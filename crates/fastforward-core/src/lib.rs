@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod module;
 pub mod quantization;
 pub mod range_setting;
+pub mod weights;
 
 pub use array::{Array, ArrayView};
 pub use error::{Error, ErrorKind};

@@ -184,13 +184,30 @@ pub fn calibrate(
 }
 
 fn observe_constant(one: &mut Watched<'_>, finder: &mut ConstantFinder<'_>) -> Result<()> {
-    let (_, constant) = finder.find(one.site)?;
+    let observer = &mut *one.observer;
+    show_constant(one.site, finder, &mut Vec::new(), |x| observer.observe(x))
+}
+
+/// Shows the constant at a site to `look`, in a buffer that is used again.
+pub(crate) fn show_constant<T>(
+    site: &Site,
+    finder: &mut ConstantFinder<'_>,
+    buffer: &mut Vec<f32>,
+    look: impl FnOnce(ArrayView<'_>) -> Result<T, fastforward_core::Error>,
+) -> Result<T> {
+    let (_, constant) = finder.find(site)?;
     let shape = constant.info()?.shape;
-    let values = constant.to_f32()?;
-    let place = || format!("`{}` (constant `{}`)", one.site.name, one.site.value);
-    let view = ArrayView::new(&values, &shape).map_err(|e| input_error(place(), e))?;
-    let place = place();
-    one.observer.observe(view).map_err(|e| input_error(place, e))
+    let len = shape.iter().product();
+    if buffer.len() < len {
+        // Not both at a time: the old buffer, and a larger one.
+        *buffer = Vec::new();
+        *buffer = vec![0.0; len];
+    }
+    let values = &mut buffer[..len];
+    constant.floats()?.read(0, values)?;
+    let place = || format!("`{}` (constant `{}`)", site.name, site.value);
+    let view = ArrayView::new(values, &shape).map_err(|e| input_error(place(), e))?;
+    look(view).map_err(|e| input_error(place(), e))
 }
 
 fn input_error(place: String, error: fastforward_core::Error) -> Error {

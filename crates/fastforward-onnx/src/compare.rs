@@ -9,7 +9,7 @@ use crate::calibrate::{Batch, Progress, RunOptions};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Model;
-use crate::placement::place;
+use crate::placement::{PlacedConstant, place};
 use crate::simulate::Simulated;
 use crate::tensor::Tensor;
 use crate::tree::{Role, Tree};
@@ -46,7 +46,21 @@ pub fn compare_layers(
     options: &RunOptions,
     progress: &mut dyn Progress,
 ) -> Result<Vec<LayerDifference>> {
-    let mut rows = constants(model, tree)?;
+    let constants = constants(model, tree)?;
+    compare_activations(model, tree, simulated, constants, batches, options, progress)
+}
+
+/// [`compare_layers`] where it is known how far constants are moved.
+pub(crate) fn compare_activations(
+    model: &Model,
+    tree: &Tree,
+    simulated: &Simulated,
+    constants: Vec<LayerDifference>,
+    batches: impl IntoIterator<Item = Result<Batch>>,
+    options: &RunOptions,
+    progress: &mut dyn Progress,
+) -> Result<Vec<LayerDifference>> {
+    let mut rows = constants;
     let compared = compared_activations(tree, simulated);
     let mut batches = batches.into_iter().peekable();
     if !compared.is_empty() && batches.peek().is_some() {
@@ -58,9 +72,13 @@ pub fn compare_layers(
                 .map(|(one, difference)| row(one.name, one.value, one.is_quantized, &difference)),
         );
     }
-    // Stable: equal rows stay in the order of the graph.
-    rows.sort_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
+    sort(&mut rows);
     Ok(rows)
+}
+
+/// Worst first. Stable: equal rows stay in the order of the graph.
+pub(crate) fn sort(rows: &mut [LayerDifference]) {
+    rows.sort_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
 }
 
 fn row(name: String, value: String, is_quantized: bool, d: &Difference) -> LayerDifference {
@@ -73,12 +91,16 @@ fn row(name: String, value: String, is_quantized: bool, d: &Difference) -> Layer
     }
 }
 
+/// How far a constant is moved, as a row.
+pub(crate) fn constant_row(placed: &PlacedConstant<'_>, d: &Difference) -> LayerDifference {
+    row(placed.sites.join(", "), placed.constant.name().to_owned(), true, d)
+}
+
 fn constants(model: &Model, tree: &Tree) -> Result<Vec<LayerDifference>> {
     let placement = place(model, tree)?;
     let rows = placement.constants.iter().map(|placed| {
-        let difference = difference(&placed.constant.to_f32()?, &placed.fake_quantized()?)?;
-        let name = placed.sites.join(", ");
-        Ok(row(name, placed.constant.name().to_owned(), true, &difference))
+        let (difference, _) = placed.compare(None)?;
+        Ok(constant_row(placed, &difference))
     });
     rows.collect()
 }

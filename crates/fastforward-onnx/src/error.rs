@@ -94,6 +94,12 @@ impl Error {
         self.kind
     }
 
+    /// Whether a file could not be read or written.
+    pub(crate) fn is_of_files(&self) -> bool {
+        use fastforward_core::ErrorKind as Core;
+        matches!(self.kind, ErrorKind::Io | ErrorKind::ExternalData | ErrorKind::Core(Core::Io))
+    }
+
     /// The problems, each a lower-case phrase, in the order of the file.
     pub fn problems(&self) -> &[String] {
         &self.problems

@@ -1,25 +1,34 @@
 //! The graph with its quantizers written as `QuantizeLinear` and `DequantizeLinear`.
 
 mod layout;
+mod pack;
 mod storage;
+mod store;
 mod summary;
+mod weights;
+
+use std::collections::HashSet;
+use std::path::Path;
 
 use fastforward_core::quantization::Granularity;
 
 use crate::dtype::DType;
 use crate::edit::{Edits, Names};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Model, tensor_from_codes, tensor_from_f32};
+use crate::graph::{Model, Saved, tensor_from_codes, tensor_from_f32};
 use crate::opset;
-use crate::placement::{Coded, Grid, PlacedActivation, PlacedConstant, place};
+use crate::placement::{Grid, PlacedActivation, PlacedConstant, SomeCodes, place};
 use crate::proto::{attribute_int, node};
 use crate::simulate::{Wiring, remove_replaced, wire_activations};
 use crate::tree::{Role, Site, Tree};
 
 use layout::Written;
+use pack::Packer;
 pub use storage::Signedness;
 use storage::Storage;
+use store::{Beside, Inline, Store};
 pub use summary::{ExportSummary, OpsetChange, SizeChange, WrittenActivation, WrittenConstant};
+pub(crate) use weights::{CONFIG_FILE, export_weights, problem as weights_problem, verify_weights};
 
 /// How to write quantizers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +87,9 @@ impl ExportOptions {
     }
 }
 
+/// Parameters that are written at a time.
+const PIECE: usize = 1 << 16;
+
 /// The first operator set that knows codes of this type in this layout, and what needs it.
 fn needed_opset(dtype: DType, per_axis: bool, blocked: bool) -> (i64, &'static str) {
     match dtype {
@@ -115,16 +127,49 @@ pub struct Exported {
 /// - The operator set is the lowest that suffices: 10 per tensor, 13 per axis, 21 for blocks and for 4 and 16 bits, 25
 ///   for 2 bits; the model is brought there by [`opset::upgrade`].
 ///
-/// One tensor is held in float at a time.
+/// All codes are held in memory, and in float a part of one tensor at a time. [`export_to`] holds no codes.
 ///
 /// # Errors
 /// `Quantizer` naming each site whose quantizer has no range, has a zero point that its type does not hold, or has a
 /// width or tiles that ONNX cannot express where it stands; `Unsupported` naming each node that cannot be brought to the
 /// operator set that is needed, and what needs it.
 pub fn export(model: &Model, tree: &Tree, options: &ExportOptions) -> Result<Exported> {
+    let exported = write_quantizers(model, tree, options, &mut Inline)?;
+    exported.model.check()?;
+    Ok(exported)
+}
+
+/// [`export`] and [`Model::save`] in one, for models that are larger than memory: each tensor is read, quantized and
+/// written to the data file beside `path` before the next one is read.
+///
+/// Everything of more than a kilobyte goes to the data file, which is called `<name of the file>.data`. Constants that are
+/// not quantized are copied there from the files that they lie in. The parameters of quantizers are held in memory, and of
+/// tensors a part of fixed size.
+///
+/// # Errors
+/// As [`export`] and [`Model::save`].
+pub fn export_to(
+    model: &Model,
+    tree: &Tree,
+    options: &ExportOptions,
+    path: &Path,
+) -> Result<(Saved, ExportSummary)> {
+    let mut beside = Beside { data: model.data_file(path)?, stored: HashSet::new() };
+    let Exported { model, summary } = write_quantizers(model, tree, options, &mut beside)?;
+    let saved = model.save_beside(path, beside.data, &beside.stored)?;
+    Ok((saved, summary))
+}
+
+fn write_quantizers(
+    model: &Model,
+    tree: &Tree,
+    options: &ExportOptions,
+    store: &mut dyn Store,
+) -> Result<Exported> {
     let placement = place(model, tree)?;
     let mut writer = Writer {
         options,
+        store,
         names: Names::of(model.graph()),
         edits: Edits::default(),
         needs: Vec::new(),
@@ -133,8 +178,11 @@ pub fn export(model: &Model, tree: &Tree, options: &ExportOptions) -> Result<Exp
         problems: Vec::new(),
     };
     for placed in &placement.constants {
-        if let Err(error) = writer.constant(placed) {
-            writer.problems.extend(error.problems().iter().cloned());
+        match writer.constant(placed) {
+            Ok(()) => {}
+            // Files that cannot be read or written are no fault of a quantizer.
+            Err(error) if error.is_of_files() => return Err(error),
+            Err(error) => writer.problems.extend(error.problems().iter().cloned()),
         }
     }
     wire_activations(model, &placement.activations, "_dequantized", &mut writer);
@@ -146,13 +194,12 @@ pub fn export(model: &Model, tree: &Tree, options: &ExportOptions) -> Result<Exp
     writer.edits.apply(written.graph_mut());
     remove_replaced(&mut written, &placement);
     let opset = raise_opset(&mut written, &writer.needs)?;
-    written.check()?;
     let summary = ExportSummary {
         size: SizeChange::between(model, &written),
         constants: writer.constants,
         activations: writer.activations,
         biases: placement.biases,
-        opset,
+        opset: Some(opset),
     };
     Ok(Exported { model: written, summary })
 }
@@ -193,6 +240,7 @@ struct Need {
 
 struct Writer<'o> {
     options: &'o ExportOptions,
+    store: &'o mut dyn Store,
     names: Names,
     edits: Edits,
     needs: Vec<Need>,
@@ -214,9 +262,6 @@ impl Writer<'_> {
         let zero_points = storage.zero_points(&coded.offset, placed.place())?;
         let zero_points: Vec<i64> = written.spread(&zero_points);
         let scale: Vec<f32> = written.spread(&coded.scale);
-        let Coded { shape, codes, num_bits, .. } = coded;
-        let codes: Vec<i64> = codes.into_iter().map(|code| code + storage.shift).collect();
-
         let value = placed.constant.name();
         let [codes_name, scale_name, zero_name, target] =
             ["quantized", "scale", "zero_point", "dequantized"]
@@ -224,17 +269,34 @@ impl Writer<'_> {
         // Zero points of blocks take room, and 0 is what a missing one means. int32 has none.
         let has_zero_point = storage.dtype != DType::I32
             && (!is_blocked || zero_points.iter().any(|&zero_point| zero_point != 0));
-        let edits = self.edits.graph(&placed.owner);
-        edits.add_initializer(tensor_from_codes(&codes_name, storage.dtype, &shape, &codes)?);
-        drop(codes);
-        edits.add_initializer(tensor_from_f32(&scale_name, &written.shape, &scale));
+        let codes = self.store.store(&codes_name, storage.dtype, &coded.shape, &mut |put| {
+            let mut packer = Packer::new(storage, put);
+            placed.write_codes(&coded, &mut |codes| packer.push(codes))?;
+            packer.finish()
+        })?;
+        let mut tensors = vec![codes];
+        tensors.push(self.store.store(&scale_name, DType::F32, &written.shape, &mut |put| {
+            scale.chunks(PIECE).try_for_each(|piece| {
+                put(&piece.iter().flat_map(|scale| scale.to_le_bytes()).collect::<Vec<u8>>())
+            })
+        })?);
         let mut inputs = vec![codes_name.as_str(), &scale_name];
         if has_zero_point {
-            let tensor =
-                tensor_from_codes(&zero_name, storage.dtype, &written.shape, &zero_points)?;
-            edits.add_initializer(tensor);
+            // They are in the type's range, which `zero_points` checked.
+            let plain = Storage { shift: 0, ..storage };
+            let (name, shape) = (&zero_name, &written.shape);
+            tensors.push(self.store.store(name, storage.dtype, shape, &mut |put| {
+                let mut packer = Packer::new(plain, put);
+                zero_points.chunks(PIECE).try_for_each(|piece| {
+                    let piece: Vec<i32> = piece.iter().map(|&value| value as i32).collect();
+                    packer.push(SomeCodes::I32(&piece))
+                })?;
+                packer.finish()
+            })?);
             inputs.push(&zero_name);
         }
+        let edits = self.edits.graph(&placed.owner);
+        tensors.into_iter().for_each(|tensor| edits.add_initializer(tensor));
         let node_name = self.names.fresh(&format!("{value}_DequantizeLinear"));
         let mut dequantize = node("DequantizeLinear", &node_name, &inputs, &[&target]);
         if let Some(axis) = written.axis {
@@ -258,7 +320,7 @@ impl Writer<'_> {
             zero_point: has_zero_point.then_some(zero_name),
             dequantized: target,
             dtype: storage.dtype.name(),
-            bits: num_bits,
+            bits: coded.num_bits,
             scales: scale.len(),
             axis: written.axis,
             block_size: written.block_size,

@@ -1,6 +1,6 @@
 //! An ONNX file as it is: loaded without loss, looked at, changed, written back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -21,10 +21,15 @@ mod constant;
 mod external;
 mod index;
 mod save;
+mod stored;
+mod weights;
 
 pub(crate) use check::describe as check_describe;
 pub(crate) use constant::constants_of;
 pub(crate) use index::{captured_names, defined_names};
+pub(crate) use save::{DataFile, data_path};
+pub(crate) use stored::Stored;
+pub(crate) use weights::dtype_name;
 
 /// Tensor messages decoded and made.
 pub(crate) mod data {
@@ -70,10 +75,15 @@ pub struct Model {
     canonical: bool,
     /// How many tensors had external data when it was read.
     n_external: usize,
+    /// The files that it was read from, where those are weights without a graph.
+    weights: Option<weights::WeightFiles>,
 }
 
 impl Model {
     /// Reads the file at `path`.
+    ///
+    /// A file of weights, `*.safetensors` or the index of several, `*.safetensors.index.json`, becomes a graph without nodes:
+    /// its tensors are initializers whose data lies in it.
     ///
     /// Takes as much memory as the file has bytes; external data is checked
     /// against the size of its file but not read.
@@ -91,6 +101,9 @@ impl Model {
                 ErrorKind::Io,
                 format!("cannot read `{}`: not a file", path.display()),
             ));
+        }
+        if weights::holds_weights(path) {
+            return weights::load(path);
         }
         let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
         let folder = match path.parent() {
@@ -132,6 +145,7 @@ impl Model {
             folder: folder.map(Path::to_owned),
             canonical: true,
             n_external: 0,
+            weights: None,
         };
         model.n_external = model.external_tensors().count();
         Ok(model)
@@ -275,11 +289,26 @@ impl Model {
         self.constants().filter_map(|c| c.info().ok()).map(|info| info.size_bytes as u64).sum()
     }
 
+    /// The files besides its own that the model's data lies in, each once, sorted.
+    ///
+    /// # Errors
+    /// As [`Model::load`], where files changed since.
+    pub fn data_files(&self) -> Result<Vec<PathBuf>> {
+        let files: BTreeSet<PathBuf> =
+            self.external_ranges()?.into_iter().map(|range| range.path).collect();
+        Ok(files.into_iter().collect())
+    }
+
     /// The tensors with external data, nested graphs included.
     fn external_tensors(&self) -> impl Iterator<Item = &TensorProto> {
         let mut tensors = Vec::new();
         save::each_tensor(self.graph(), &mut |tensor| tensors.push(tensor));
         tensors.into_iter().filter(|tensor| external::is_external(tensor))
+    }
+
+    /// Whether tensors had their data in other files when the model was read.
+    pub fn has_external_data(&self) -> bool {
+        self.n_external > 0
     }
 
     pub(crate) fn folder(&self) -> Option<&Path> {

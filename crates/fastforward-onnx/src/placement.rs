@@ -15,7 +15,9 @@ use crate::tree::{NestedGraph, NodeId, Role, Site, Tree};
 
 pub use bias::BiasOutcome;
 pub(crate) use find::ConstantFinder;
-pub(crate) use grid::{Coded, Grid};
+#[cfg(test)]
+pub(crate) use grid::CodesOf;
+pub(crate) use grid::{Coded, Decode, Grid, Mismatch, SomeCodes};
 
 /// Every quantized constant and activation of a graph.
 pub(crate) struct Placement<'m> {

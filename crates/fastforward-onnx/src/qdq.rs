@@ -7,6 +7,8 @@
 //! after rounding, so ties are decided before it,
 //! `y = saturate(round_half_even(x / scale) + zero_point)`.
 
+mod decoder;
+
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -20,6 +22,8 @@ use crate::graph::data;
 use crate::minifloat::MiniFloat;
 use crate::proto::{NodeProto, TensorProto};
 use crate::tensor::n_elements;
+
+pub(crate) use decoder::Decoder;
 
 /// Which scale belongs to which element.
 ///
@@ -456,15 +460,19 @@ impl<'a> Operands<'a> {
         Ok(data::raw_tensor(name, dtype, &self.shape, data::pack_codes(dtype, &codes).into()))
     }
 
-    fn dequantize(self, node: &NodeProto) -> Result<TensorProto> {
-        if let Some((dtype, _)) = &self.zero_point
-            && *dtype != self.x_dtype
-        {
-            return Err(Error::new(
+    /// Fails unless the zero point has the type of the codes.
+    fn check_zero_point(&self) -> Result<()> {
+        match &self.zero_point {
+            Some((dtype, _)) if *dtype != self.x_dtype => Err(Error::new(
                 ErrorKind::InvalidGraph,
                 format!("zero point of type {dtype}, expected that of the input, {}", self.x_dtype),
-            ));
+            )),
+            _ => Ok(()),
         }
+    }
+
+    fn dequantize(self, node: &NodeProto) -> Result<TensorProto> {
+        self.check_zero_point()?;
         let zero_point = self.zero_point.as_ref().map(|(_, values)| values.as_slice());
         let values = if self.x_dtype.is_int() && self.x_dtype.bits() <= 32 {
             let codes = codes(self.x, self.folder)?;

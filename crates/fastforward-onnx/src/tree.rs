@@ -5,6 +5,7 @@ pub mod classes;
 mod context;
 mod dtypes;
 mod roles;
+mod weights;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -23,6 +24,10 @@ use crate::graph::Model;
 /// a name is called after its operator and position, `Conv_3`. Each quantizable operand is a slot of its node:
 /// `input_quantizer` (`input_quantizer_1`, .. for further ones), `weight_quantizer`, `bias_quantizer`,
 /// `constant_quantizer`, `output_quantizer`, tagged by role and by the operators next to it.
+///
+/// Weights without a graph make a tree of their names: `layers.0.q_proj.weight` is the parameter `weight` of the module
+/// `layers.0.q_proj`. Their classes are what the ranks of the parameters and the name of the module tell: a module with a
+/// `weight` of two axes is a `Linear`, or an `Embedding` where its name says so.
 ///
 /// Nodes inside `If`, `Loop` and `Scan` stand below the node that holds them. Their constants have slots; their
 /// activations have none, because no engine shows them.
@@ -69,9 +74,9 @@ pub struct NestedGraph {
 }
 
 impl Tree {
-    /// The tree of a model's graph. All slots are stubs.
+    /// The tree of a model's graph, or of the names of its weights where it has none. All slots are stubs.
     pub fn new(model: &Model) -> Self {
-        build::build(model)
+        if model.is_weights() { weights::build(model) } else { build::build(model) }
     }
 
     /// The graph as a module.

@@ -3,19 +3,20 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use fastforward_core::quantization::affine::Part;
 use ff_kernels::Difference;
 use serde::Serialize;
 
 use crate::calibrate::{Batch, Progress};
-use crate::compare::{difference, sqnr_db};
+use crate::compare::{LayerDifference, constant_row, difference, sqnr_db};
 use crate::dtype::DType;
 use crate::engine::{Engine, EngineOptions, check_operators};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{ExportSummary, WrittenActivation, WrittenConstant};
 use crate::graph::{Model, constants_of};
-use crate::placement::{PlacedActivation, PlacedConstant, place};
+use crate::placement::{Mismatch, PlacedActivation, PlacedConstant, place};
 use crate::proto::{GraphProto, NodeProto, TensorProto};
-use crate::qdq;
+use crate::qdq::Decoder;
 use crate::shapes::ShapeTable;
 use crate::simulate::{Rounding, SimulateOptions, simulate};
 use crate::tensor::Tensor;
@@ -78,7 +79,7 @@ pub struct Agreement {
 
 /// Loads the file at `path` anew and compares it with the model and the quantizers it was exported from.
 ///
-/// 1. Every quantized constant is decoded by [`qdq::evaluate`] and must equal, bit for bit but for the sign of zero, what
+/// 1. Every quantized constant is decoded as [`qdq::evaluate`](crate::qdq::evaluate) does and must equal, bit for bit but for the sign of zero, what
 ///    its quantizer makes of the float constant.
 /// 2. Every pair must stand between the values that the summary names, with scale and zero point equal to the
 ///    quantizer's.
@@ -101,9 +102,24 @@ pub fn verify(
     options: &VerifyOptions,
     progress: &mut dyn Progress,
 ) -> Result<Verification> {
+    let verified = verify_and_compare(path, model, tree, summary, batches, options, progress);
+    verified.map(|(verification, _)| verification)
+}
+
+/// [`verify`], and how far each constant is moved, which the first step shows by the way.
+pub(crate) fn verify_and_compare(
+    path: &Path,
+    model: &Model,
+    tree: &Tree,
+    summary: &ExportSummary,
+    batches: impl IntoIterator<Item = Result<Batch>>,
+    options: &VerifyOptions,
+    progress: &mut dyn Progress,
+) -> Result<(Verification, Vec<LayerDifference>)> {
     let file = Model::load(path)?;
     let placement = place(model, tree)?;
     let mut problems = Vec::new();
+    let mut moved = Vec::new();
     if placement.constants.len() != summary.constants.len()
         || placement.activations.len() != summary.activations.len()
     {
@@ -111,8 +127,9 @@ pub fn verify(
     }
     let contents = Contents::of(&file);
     for (placed, written) in placement.constants.iter().zip(&summary.constants) {
-        if let Err(problem) = contents.check_constant(placed, written) {
-            problems.push(format!("`{}`: {problem}", placed.place()));
+        match contents.check_constant(placed, written) {
+            Ok(difference) => moved.push(constant_row(placed, &difference)),
+            Err(problem) => problems.push(format!("`{}`: {problem}", placed.place())),
         }
     }
     for (placed, written) in placement.activations.iter().zip(&summary.activations) {
@@ -139,18 +156,18 @@ pub fn verify(
         && (placement.activations.is_empty() || batches.peek().is_none())
     {
         verification.not_executed = error.problems().to_vec();
-        return Ok(verification);
+        return Ok((verification, moved));
     }
     if batches.peek().is_none() {
         verification.not_executed.push("there are no samples".to_owned());
-        return Ok(verification);
+        return Ok((verification, moved));
     }
     let (count, outputs) = run(&file, model, tree, has_odd_offsets, batches, options, progress)?;
     let problems: Vec<String> = outputs.iter().filter_map(OutputAgreement::problem).collect();
     if !problems.is_empty() {
         return Err(failed(path, problems));
     }
-    Ok(Verification { batches: count, outputs, ..verification })
+    Ok((Verification { batches: count, outputs, ..verification }, moved))
 }
 
 fn failed(path: &Path, problems: Vec<String>) -> Error {
@@ -226,7 +243,7 @@ impl<'f> Contents<'f> {
         &self,
         placed: &PlacedConstant<'_>,
         written: &WrittenConstant,
-    ) -> Result<(), String> {
+    ) -> Result<Difference, String> {
         let node = self.node("DequantizeLinear", &written.dequantized)?;
         let inputs: Vec<Option<&TensorProto>> = node
             .input
@@ -234,18 +251,20 @@ impl<'f> Contents<'f> {
             .map(|name| self.constant(name).map(Some))
             .collect::<Result<_, String>>()?;
         let text = |error: Error| error.to_string();
-        let decoded = qdq::evaluate(node, &inputs, self.file.folder()).map_err(text)?;
-        let decoded = crate::graph::data::to_f32(&decoded, None).map_err(text)?;
-        let expected = placed.fake_quantized().map_err(text)?;
-        if decoded.len() != expected.len() {
-            return Err(format!("{} elements, expected {}", decoded.len(), expected.len()));
+        let decoder = Decoder::new(node, &inputs, self.file.folder()).map_err(text)?;
+        let shape = placed.constant.info().map_err(text)?.shape;
+        if decoder.shape() != shape {
+            return Err(format!("codes of shape {:?}, expected {shape:?}", decoder.shape()));
         }
-        let differs = |(found, expected): (&f32, &f32)| found != expected;
-        match decoded.iter().zip(&expected).position(differs) {
-            None => Ok(()),
-            Some(at) => Err(format!(
-                "element {at} of `{}` decodes to {}, expected {}",
-                written.codes, decoded[at], expected[at]
+        let decode = |part: &Part, out: &mut Vec<f32>| {
+            *out = decoder.decode(part)?;
+            Ok(())
+        };
+        match placed.compare(Some(&decode)).map_err(text)? {
+            (difference, None) => Ok(difference),
+            (_, Some(Mismatch { element, found, expected })) => Err(format!(
+                "element {element} of `{}` decodes to {found}, expected {expected}",
+                written.codes
             )),
         }
     }

@@ -57,6 +57,9 @@ const ROWS: usize = 8;
 /// Fewest elements per chunk.
 const MIN_CHUNK: usize = 1 << 16;
 
+/// Chunks whose partial results are held at a time. Where tiles are columns, each chunk has a result for all of them.
+const CHUNKS_TOGETHER: usize = 64;
+
 /// Reduces every tile; lengths have been checked. `out` is as long as the data or, without output,
 /// empty. Reductions that need no parameters give `None`, and see scale 1 and offset 0.
 pub(crate) fn fold<F: Fold>(
@@ -89,14 +92,16 @@ pub(crate) fn fold<F: Fold>(
             merge(run(number, &mut out[range]));
         }
     } else {
-        let outs: Vec<&mut [f32]> = if F::HAS_OUTPUT {
-            out.chunks_mut(chunk).collect()
-        } else {
-            (0..n_chunks).map(|_| Default::default()).collect()
-        };
-        let parts: Vec<_> =
-            outs.into_par_iter().enumerate().map(|(number, out)| run(number, out)).collect();
-        parts.into_iter().for_each(merge);
+        let mut outs = out.chunks_mut(chunk);
+        for first in (0..n_chunks).step_by(CHUNKS_TOGETHER) {
+            let group: Vec<(usize, &mut [f32])> = (first..n_chunks)
+                .take(CHUNKS_TOGETHER)
+                .map(|number| (number, outs.next().unwrap_or_default()))
+                .collect();
+            let parts: Vec<_> =
+                group.into_par_iter().map(|(number, out)| run(number, out)).collect();
+            parts.into_iter().for_each(&mut merge);
+        }
     }
     accs
 }

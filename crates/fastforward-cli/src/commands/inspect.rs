@@ -56,20 +56,20 @@ pub(super) fn header(summary: &ModelSummary) -> String {
         "" => String::new(),
         producer => format!(", by {producer}"),
     };
-    let mut text = format!(
-        "{}: {}, {}, IR {}{producer}\n",
-        summary.file,
-        bytes(summary.file_bytes),
-        opsets.join(", "),
-        summary.ir_version
-    );
+    let kind = match (summary.format, summary.ir_version) {
+        (Some(format), _) => format.to_owned(),
+        (None, version) => format!("{}, IR {}", opsets.join(", "), version.unwrap_or_default()),
+    };
+    let mut text = format!("{}: {}, {kind}{producer}\n", summary.file, bytes(summary.file_bytes));
     for (title, values) in [("input", &summary.inputs), ("output", &summary.outputs)] {
         for value in values {
             let _ = writeln!(text, "  {title:<11}{value}");
         }
     }
     let totals = summary.parameters;
-    let _ = writeln!(text, "  {:<11}{}", "nodes", count(summary.nodes as u64));
+    if summary.format.is_none() {
+        let _ = writeln!(text, "  {:<11}{}", "nodes", count(summary.nodes as u64));
+    }
     let _ = writeln!(
         text,
         "  {:<11}{} in {}, {}",

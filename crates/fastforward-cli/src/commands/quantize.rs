@@ -96,14 +96,15 @@ fn text(quantized: &Quantized, all_layers: bool) -> String {
     let change = |before, after| plan::size_change(PlannedBytes { before, after });
     fact("constants", &change(size.constant_bytes_before, size.constant_bytes_after));
     fact("file", &change(size.file_bytes_before, size.file_bytes_after));
-    let opset = &report.export.opset;
-    fact(
-        "opset",
-        &match opset.before == opset.after {
-            true => format!("{}, as before", opset.after),
-            false => format!("{} -> {}", opset.before, opset.after),
-        },
-    );
+    if let Some(opset) = &report.export.opset {
+        fact(
+            "opset",
+            &match opset.before == opset.after {
+                true => format!("{}, as before", opset.after),
+                false => format!("{} -> {}", opset.before, opset.after),
+            },
+        );
+    }
     for line in verified(report) {
         fact("verified", &line);
     }

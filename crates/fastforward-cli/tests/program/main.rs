@@ -1,8 +1,10 @@
 //! The program as a user meets it: whole transcripts, wrong inputs, files and their bytes.
 
 mod bench;
+mod external_data;
 mod files;
 mod rules;
 mod transcripts;
+mod weight_files;
 mod weights_only;
 mod wrong_inputs;

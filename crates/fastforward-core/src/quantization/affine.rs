@@ -3,6 +3,7 @@
 mod arithmetic;
 mod linear;
 mod parameters;
+mod part;
 mod quantized;
 mod settings;
 
@@ -11,5 +12,7 @@ pub(crate) use arithmetic::{dynamic_parameters, fake_quantize, integer_grid, qua
 pub(crate) use linear::write_settings;
 pub use linear::{LinearQuantizer, LinearQuantizerConfig};
 pub use parameters::{AffineGrid, AffineParameters};
+pub(crate) use part::parts;
+pub use part::{PART_ELEMENTS, Part};
 pub use quantized::{Codes, QuantizedArray};
 pub use settings::{OneSided, RangeSettings, SavedQuantizer};

@@ -68,6 +68,23 @@ pub trait RangeEstimator: Any + fmt::Debug + Send {
     /// The range that the batches so far ask for; `None` before the first one.
     fn range(&self) -> Option<TileRanges>;
 
+    /// The range of data that is there as a whole, such as a weight: that of an estimator with these settings that sees
+    /// nothing else. What this estimator has seen plays no part.
+    ///
+    /// An estimator overrides this where it needs less memory for one batch than for many.
+    ///
+    /// # Errors
+    /// As [`observe`](RangeEstimator::observe).
+    fn range_of_whole(
+        &self,
+        x: ArrayView<'_>,
+        quantizer: &dyn RangeSettable,
+    ) -> Result<Option<TileRanges>, Error> {
+        let mut estimator = self.fork();
+        estimator.observe(x, quantizer)?;
+        Ok(estimator.range())
+    }
+
     /// Starts from a range that the quantizer has already, before the first batch.
     ///
     /// # Errors

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use ff_kernels::{CandidateLayout, Candidates, KernelError, best_candidates, candidate_errors};
+use ff_kernels::{
+    CandidateLayout, Candidates, IntegerGrid, KernelError, best_candidates, candidate_errors,
+    search_min_error,
+};
 use serde::{Deserialize, Serialize};
 
 use super::estimator::{
@@ -28,7 +31,8 @@ use crate::{ArrayView, Error, ErrorKind};
 /// Estimators merge when they share a grid: observe one batch, [`fork`](RangeEstimator::fork) for the other workers, merge
 /// what they saw. It cannot continue from an existing range, which is no candidate.
 ///
-/// Memory is about 16 bytes per tile and candidate; more than 2^28 of these are refused.
+/// Memory is about 16 bytes per tile and candidate; more than 2^28 of these are refused. Data that is there as a whole
+/// ([`RangeEstimator::range_of_whole`]) takes some bytes per tile, for any number of candidates.
 #[derive(Clone, Debug)]
 pub struct MinErrorGrid {
     config: MinErrorGridConfig,
@@ -211,6 +215,30 @@ impl RangeEstimator for MinErrorGrid {
         Some(TileRanges { min, max })
     }
 
+    fn range_of_whole(
+        &self,
+        x: ArrayView<'_>,
+        quantizer: &dyn RangeSettable,
+    ) -> Result<Option<TileRanges>, Error> {
+        let found = tile_ranges(x, quantizer.granularity())?;
+        if !found.is_finite() {
+            return Err(bad_values(x, "infinite", f32::is_infinite));
+        }
+        let candidates = match &self.search {
+            // A fork keeps the candidates that the first batch fixed, and so does this.
+            Some(search) => Arc::clone(&search.candidates),
+            None => Arc::new(self.config.candidates(&found, quantizer).map_err(kernel_error)?),
+        };
+        drop(found);
+        let tiling = tiling_of(x, quantizer.granularity())?;
+        check_tiles(candidates.num_tiles(), tiling.num_tiles())?;
+        let options = quantizer.range_settings().options();
+        let best = search_min_error(x.data(), &tiling, &candidates, grid_of(quantizer)?, &options)
+            .map_err(kernel_error)?;
+        let (min, max) = candidates.ranges(&best).map_err(kernel_error)?;
+        Ok(Some(TileRanges { min, max }))
+    }
+
     fn merge(&mut self, later: &dyn RangeEstimator) -> Result<(), Error> {
         let later = self.same_kind(later)?;
         let Some(second) = &later.search else { return Ok(()) };
@@ -248,20 +276,24 @@ impl Search {
     fn add(&mut self, x: ArrayView<'_>, quantizer: &dyn RangeSettable) -> Result<(), Error> {
         let tiling = tiling_of(x, quantizer.granularity())?;
         check_tiles(self.candidates.num_tiles(), tiling.num_tiles())?;
-        let settings = quantizer.range_settings();
-        let num_bits = quantizer.num_bits().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unsupported,
-                "min_error_grid needs to know how many bits the quantizer has",
-            )
-        })?;
-        let grid = integer_grid(num_bits, settings.narrow_range)?;
-        let (candidates, options) = (&self.candidates, settings.options());
+        let grid = grid_of(quantizer)?;
+        let (candidates, options) = (&self.candidates, quantizer.range_settings().options());
         candidate_errors(x.data(), &tiling, candidates, grid, &options, &mut self.errors)
             .map_err(kernel_error)?;
         self.batches += 1;
         Ok(())
     }
+}
+
+/// The codes that the quantizer has.
+fn grid_of(quantizer: &dyn RangeSettable) -> Result<IntegerGrid, Error> {
+    let num_bits = quantizer.num_bits().ok_or_else(|| {
+        Error::new(
+            ErrorKind::Unsupported,
+            "min_error_grid needs to know how many bits the quantizer has",
+        )
+    })?;
+    integer_grid(num_bits, quantizer.range_settings().narrow_range)
 }
 
 fn kernel_error(error: KernelError) -> Error {

@@ -132,6 +132,30 @@ impl RangeObserver {
         if self.options.update.updates_at(step) { self.write_range() } else { Ok(()) }
     }
 
+    /// Sets the range of data that is there as a whole, such as a weight, and says what was seen: what a new observer says
+    /// that [observes](RangeObserver::observe) it and [finishes](RangeObserver::finish), in less memory.
+    ///
+    /// # Errors
+    /// As [`observe`](RangeObserver::observe).
+    pub fn observe_whole(&mut self, x: ArrayView<'_>) -> Result<SlotEstimate, Error> {
+        let range = settable(&*self.quantizer).and_then(|quantizer| {
+            let range = self.estimator.range_of_whole(x, quantizer)?;
+            if let Some(TileRanges { min, max }) = &range {
+                quantizer.set_quantization_range(min, max)?;
+            }
+            Ok(range)
+        });
+        let range = range.map_err(|error| error.at(format_args!("`{}`, batch 1", self.name())))?;
+        self.has_range = range.is_some();
+        Ok(SlotEstimate {
+            names: self.entry.names.clone(),
+            estimator: self.estimator.name().to_owned(),
+            batches: 1,
+            elements: x.len() as u64,
+            range,
+        })
+    }
+
     /// Adds what another observer of the same slot saw after this one.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::estimator::{RangeEstimator, TileRanges};
 use super::histogram::{TileHistograms, check_bins};
+use crate::quantization::affine::{Part, parts};
 use crate::quantization::quantizer::RangeSettable;
 use crate::{ArrayView, Error, ErrorKind};
 
@@ -20,7 +21,8 @@ use crate::{ArrayView, Error, ErrorKind};
 /// the smallest or largest value seen. With `k = 0` it is exactly that value. Counts are exact: any order of the batches
 /// and any way of merging gives the same range.
 ///
-/// Memory is `num_bins * 8` bytes per tile; more than 2^28 bins in all are refused.
+/// Memory is `num_bins * 8` bytes per tile; more than 2^28 bins in all are refused. Data that is there as a whole
+/// ([`RangeEstimator::range_of_whole`]) takes the bins of some tiles at a time, where tiles are made of neighbours.
 #[derive(Clone, Debug)]
 pub struct Percentile {
     config: PercentileConfig,
@@ -69,6 +71,9 @@ impl Percentile {
     }
 }
 
+/// The bins that are filled at once where data is there as a whole: 4 MiB of them.
+const BINS_AT_ONCE: usize = 1 << 19;
+
 impl RangeEstimator for Percentile {
     fn name(&self) -> &str {
         "percentile"
@@ -85,6 +90,43 @@ impl RangeEstimator for Percentile {
         let outside = (1.0 - self.config.percentile / 100.0) / 2.0;
         let (min, max) = self.seen.tiles().iter().map(|tile| central_range(tile, outside)).unzip();
         Some(TileRanges { min, max })
+    }
+
+    fn range_of_whole(
+        &self,
+        x: ArrayView<'_>,
+        quantizer: &dyn RangeSettable,
+    ) -> Result<Option<TileRanges>, Error> {
+        let tile = quantizer.granularity().tile_shape(x.shape())?;
+        let tile_len = tile.iter().product::<usize>();
+        let tiles_at_once = (BINS_AT_ONCE / self.config.num_bins).max(1);
+        let parts = parts(x.shape(), &tile, tile_len.saturating_mul(tiles_at_once));
+        // Of the same rank, so that the granularity means the same, and whole tiles each.
+        let is_plain = |part: &Part| {
+            part.index.is_empty() && part.elements.len() == part.tiles.len() * tile_len
+        };
+        let whole = |x| {
+            let mut estimator = self.fork();
+            estimator.observe(x, quantizer)?;
+            Ok(estimator.range())
+        };
+        if x.strides().is_some() || parts.len() < 2 || !parts.iter().all(is_plain) {
+            return whole(x);
+        }
+        let mut all = TileRanges { min: Vec::new(), max: Vec::new() };
+        for part in &parts {
+            let some = ArrayView::new(&x.data()[part.elements.clone()], &part.shape)?;
+            match whole(some) {
+                Ok(Some(TileRanges { min, max })) => {
+                    all.min.extend(min);
+                    all.max.extend(max);
+                }
+                Ok(None) => return Ok(None),
+                // Said anew with the positions in all of the data.
+                Err(error) => return whole(x).and(Err(error)),
+            }
+        }
+        Ok(Some(all))
     }
 
     fn merge(&mut self, later: &dyn RangeEstimator) -> Result<(), Error> {
@@ -214,6 +256,28 @@ mod tests {
             alone.observe(ArrayView::new(&column, &[1000]).unwrap(), &quantizer).unwrap();
             alone.range().unwrap().min[0]
         });
+    }
+
+    #[test]
+    fn data_that_is_there_as_a_whole_has_the_range_of_one_batch() {
+        let data: Vec<f32> = (0..600 * 32).map(|i| ((i * 7919) % 10007) as f32 - 5000.0).collect();
+        for granularity in [
+            Granularity::PerTensor,
+            Granularity::per_channel(0),
+            Granularity::per_channel(1),
+            Granularity::per_block(&[1], &[8], &[0]),
+            Granularity::per_block(&[0], &[6], &[]),
+        ] {
+            let config = LinearQuantizerConfig::new(8).with_granularity(granularity);
+            let quantizer = LinearQuantizer::new(config).unwrap();
+            let config = PercentileConfig { percentile: 80.0, ..PercentileConfig::default() };
+            let mut estimator = Percentile::new(config).unwrap();
+            let view = ArrayView::new(&data, &[600, 32]).unwrap();
+            let whole = estimator.range_of_whole(view, &quantizer).unwrap();
+            assert!(estimator.range().is_none());
+            estimator.observe(view, &quantizer).unwrap();
+            assert_eq!(estimator.range(), whole);
+        }
     }
 
     #[test]

@@ -67,13 +67,14 @@ impl Written {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::CodesOf;
 
     fn coded(shape: &[usize], tile: &[usize]) -> Coded {
         let tiles: usize = shape.iter().zip(tile).map(|(size, tile)| size / tile).product();
         Coded {
             shape: shape.to_vec(),
             tile: tile.to_vec(),
-            codes: vec![0; shape.iter().product()],
+            codes: CodesOf::Whole(Vec::new()),
             num_bits: 4,
             scale: (0..tiles).map(|at| at as f32).collect(),
             offset: vec![0.0; tiles],

@@ -18,8 +18,9 @@ pub struct ExportSummary {
     pub activations: Vec<WrittenActivation>,
     /// What became of the biases between quantized weights and inputs.
     pub biases: Vec<BiasOutcome>,
-    /// The operator set.
-    pub opset: OpsetChange,
+    /// The operator set; `None` for weights without a graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opset: Option<OpsetChange>,
 }
 
 /// A constant in the written file.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use bytes::Bytes;
+use fastforward_core::files::ReadAt;
 use half::{bf16, f16};
 
 use super::TensorInfo;
@@ -40,12 +41,14 @@ pub enum ConstantOrigin {
 impl<'m> Constant<'m> {
     /// A tensor message that stands in no graph; it has no external data.
     pub fn of(tensor: &'m TensorProto) -> Self {
-        Self {
-            name: tensor.name(),
-            tensor: Cow::Borrowed(tensor),
-            origin: ConstantOrigin::None,
-            folder: None,
-        }
+        Self::at(tensor, None)
+    }
+
+    /// A tensor message whose external data lies in `folder`.
+    pub(crate) fn at(tensor: &'m TensorProto, folder: Option<&'m Path>) -> Self {
+        let tensor_name = tensor.name();
+        let (tensor, origin) = (Cow::Borrowed(tensor), ConstantOrigin::None);
+        Self { name: tensor_name, tensor, origin, folder }
     }
 
     /// The value's name.
@@ -132,7 +135,11 @@ impl<'m> Constant<'m> {
         Tensor::new(info.shape, data)
     }
 
-    fn in_place(&self, error: Error) -> Error {
+    pub(super) fn folder(&self) -> Option<&Path> {
+        self.folder
+    }
+
+    pub(super) fn in_place(&self, error: Error) -> Error {
         error.within(format_args!("constant `{}`", self.name))
     }
 }
@@ -346,7 +353,12 @@ pub(crate) fn packed_bytes(tensor: &TensorProto, folder: Option<&Path>) -> Resul
         return Err(Error::new(ErrorKind::Unsupported, "strings have no numeric value"));
     }
     if is_external(tensor) {
-        return external::locate(tensor, size_bytes, folder)?.read().map(Bytes::from);
+        let stored = super::stored::stored(tensor, folder)?;
+        let mut bytes = vec![0; size_bytes];
+        stored.read_at(0, &mut bytes).map_err(|error| {
+            Error::new(ErrorKind::ExternalData, error.to_string()).caused_by(error)
+        })?;
+        return Ok(bytes.into());
     }
     if let Some(raw) = &tensor.raw_data {
         return Ok(raw.clone());
@@ -444,6 +456,33 @@ pub(crate) fn unpack_codes(dtype: DType, bytes: &[u8], n_elements: usize) -> Vec
     }
 }
 
+/// [`unpack_codes`] of integers of at most 32 bits into a slice, from a number of bits in the first byte on.
+pub(super) fn unpack_into(dtype: DType, bytes: &[u8], skip_bits: usize, out: &mut [i32]) {
+    fn each<const N: usize>(bytes: &[u8], out: &mut [i32], decode: impl Fn([u8; N]) -> i32) {
+        for (out, bytes) in out.iter_mut().zip(chunks(bytes)) {
+            *out = decode(bytes);
+        }
+    }
+    let signed = dtype.is_signed_int();
+    match dtype.bits() {
+        bits @ (2 | 4) => {
+            let bits = bits as usize;
+            // A shift up and one down, which carries the sign where there is one.
+            let above = 32 - bits;
+            for (at, out) in out.iter_mut().enumerate() {
+                let bit = skip_bits + at * bits;
+                let code = u32::from(bytes[bit / 8]) >> (bit % 8) << above;
+                *out = if signed { code as i32 >> above } else { (code >> above) as i32 };
+            }
+        }
+        8 if signed => each(bytes, out, |[byte]| i32::from(byte as i8)),
+        8 => each(bytes, out, |[byte]| i32::from(byte)),
+        16 if signed => each(bytes, out, |b| i32::from(i16::from_le_bytes(b))),
+        16 => each(bytes, out, |b| i32::from(u16::from_le_bytes(b))),
+        _ => each(bytes, out, i32::from_le_bytes),
+    }
+}
+
 fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.as_chunks::<N>().0.iter().copied()
 }
@@ -469,6 +508,32 @@ mod tests {
         assert!(tensor_from_codes("w", DType::I4, &[1], &[8]).is_err());
         assert!(tensor_from_codes("w", DType::I4, &[2], &[7]).is_err());
         assert!(tensor_from_codes("w", DType::F32, &[1], &[7]).is_err());
+    }
+
+    #[test]
+    fn codes_are_unpacked_from_any_place() {
+        for (dtype, low, high) in [
+            (DType::I2, -2, 1),
+            (DType::U2, 0, 3),
+            (DType::I4, -8, 7),
+            (DType::U4, 0, 15),
+            (DType::I8, -128, 127),
+            (DType::U8, 0, 255),
+            (DType::I16, -32768, 32767),
+            (DType::U16, 0, 65535),
+            (DType::I32, i64::from(i32::MIN), i64::from(i32::MAX)),
+        ] {
+            let codes: Vec<i64> = (0..23).map(|at| [low, high, 0, 1, low + 1][at % 5]).collect();
+            let tensor = tensor_from_codes("w", dtype, &[23], &codes).unwrap();
+            let constant = Constant::of(&tensor);
+            let stored = constant.stored().unwrap();
+            for (first, len) in [(0, 23), (1, 22), (3, 7), (22, 1), (23, 0)] {
+                let mut found = vec![0; len];
+                constant.read_codes(dtype, &stored, first, &mut Vec::new(), &mut found).unwrap();
+                let found: Vec<i64> = found.into_iter().map(i64::from).collect();
+                assert_eq!(found, codes[first..first + len], "{dtype} from {first}");
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Tensor data in files beside the model.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -85,30 +83,6 @@ pub(super) fn locate(
         )));
     }
     Ok(ExternalRange { location: location.to_owned(), path, offset, length })
-}
-
-impl ExternalRange {
-    /// Reads the range; its length was checked against the file.
-    pub(super) fn read(&self) -> Result<Vec<u8>> {
-        let failed = |error: std::io::Error| {
-            Error::new(
-                ErrorKind::ExternalData,
-                format!("cannot read external data `{}`: {error}", self.path.display()),
-            )
-            .caused_by(error)
-        };
-        let length = usize::try_from(self.length).map_err(|_| {
-            Error::new(
-                ErrorKind::ExternalData,
-                format!("{} bytes do not fit in memory", self.length),
-            )
-        })?;
-        let mut file = File::open(&self.path).map_err(failed)?;
-        file.seek(SeekFrom::Start(self.offset)).map_err(failed)?;
-        let mut bytes = vec![0; length];
-        file.read_exact(&mut bytes).map_err(failed)?;
-        Ok(bytes)
-    }
 }
 
 /// Makes `tensor` refer to a range of the file `location`.

@@ -1,20 +1,24 @@
 //! Writing a model whole, with its external data.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+use fastforward_core::files::{CopyError, ReadAt};
 use prost::Message;
 
 use super::Model;
-use super::check::checked_size;
-use super::constant::packed_bytes;
+use super::check::{self, checked_size};
+use super::constant::raw_tensor;
 use super::external::{self, ExternalRange, is_external};
+use super::stored::stored;
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
-use crate::proto::{GraphProto, TensorProto};
+use crate::proto::{GraphProto, ModelProto, TensorProto};
+use crate::tensor::n_elements;
 
 /// A protobuf message cannot be larger than this.
 const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
@@ -55,56 +59,80 @@ impl Model {
     /// `Io` when a file cannot be written, or when it would replace a file that
     /// the model was read from; `ExternalData` when a data file cannot be read.
     pub fn save(&self, path: &Path) -> Result<Saved> {
-        let plan = self.plan_external(path)?;
-        let Some(plan) = plan else {
-            self.refuse_to_replace(path)?;
-            let bytes = self.to_bytes();
-            let mut file = NewFile::create(path)?;
-            file.write(&bytes)?;
-            file.finish()?;
-            return Ok(Saved {
-                model: path.to_owned(),
-                data: None,
-                size_bytes: bytes.len() as u64,
-            });
-        };
+        self.save_limited(path, MAX_MESSAGE_BYTES)
+    }
 
-        let data_path = path.with_file_name(&plan.file_name);
+    /// [`Model::save`] where a message cannot be larger than `max_message_bytes`.
+    fn save_limited(&self, path: &Path, max_message_bytes: usize) -> Result<Saved> {
+        let plan = self.plan_external(path, max_message_bytes)?;
         self.refuse_to_replace(path)?;
+        let Some(plan) = plan else {
+            return save_graph(self.proto(), path);
+        };
+        let data_path = path.with_file_name(&plan.file_name);
         self.refuse_to_replace(&data_path)?;
-        let mut proto = self.proto().clone();
-        let mut data = NewFile::create(&data_path)?;
+        let mut data = DataFile { file: NewFile::create(&data_path)?, name: plan.file_name };
         match plan.layout {
-            Layout::Copy(source) => data.copy(&source)?,
+            Layout::Copy(source) => {
+                data.file.copy(&source)?;
+                save_with(self.proto(), path, data)
+            }
             Layout::Rewrite { min_bytes } => {
+                let mut proto = self.proto().clone();
                 let graph = proto.graph.get_or_insert_default();
                 each_tensor_mut(graph, &mut |tensor| {
-                    let (dtype, _, size_bytes) = checked_size(tensor)?;
-                    let moves = is_external(tensor) || size_bytes >= min_bytes;
-                    if dtype == DType::String || !moves {
-                        return Ok(());
-                    }
-                    let bytes = packed_bytes(tensor, self.folder())?;
-                    let offset = data.pad_to(ALIGNMENT)?;
-                    data.write(&bytes)?;
-                    external::refer(tensor, &plan.file_name, offset, bytes.len() as u64);
-                    Ok(())
+                    data.take_in(tensor, min_bytes, self.folder())
                 })?;
+                save_with(&proto, path, data)
             }
         }
-        let bytes = proto.encode_to_vec();
-        let mut file = NewFile::create(path)?;
-        file.write(&bytes)?;
-        let size_bytes = data.written + bytes.len() as u64;
-        data.finish()?;
-        file.finish()?;
-        Ok(Saved { model: path.to_owned(), data: Some(data_path), size_bytes })
+    }
+
+    /// Writes the model to `path`, whose data file `data` holds the tensors called `stored` already. Other tensors with
+    /// external data are copied into it, and where the message would be too large those that are not small.
+    ///
+    /// That no file is replaced which the model was read from, [`Model::data_file`] has checked.
+    ///
+    /// # Errors
+    /// As [`Model::save`], and as [`Model::from_proto`].
+    pub(crate) fn save_beside(
+        mut self,
+        path: &Path,
+        mut data: DataFile,
+        stored: &HashSet<String>,
+    ) -> Result<Saved> {
+        let min_bytes = match self.proto().encoded_len() > MAX_MESSAGE_BYTES {
+            true => MIN_EXTERNAL_BYTES,
+            false => usize::MAX,
+        };
+        let folder = self.folder().map(Path::to_owned);
+        each_tensor_mut(self.graph_mut(), &mut |tensor| match stored.contains(tensor.name()) {
+            true => Ok(()),
+            false => data.take_in(tensor, min_bytes, folder.as_deref()),
+        })?;
+        let (data_path, data_bytes) = (data.file.target.clone(), data.file.written);
+        data.file.finish()?;
+        check::check_model(self.proto(), Some(path.parent().unwrap_or(Path::new(""))))?;
+        let saved = save_graph(self.proto(), path)?;
+        Ok(Saved { data: Some(data_path), size_bytes: saved.size_bytes + data_bytes, ..saved })
+    }
+
+    /// A data file for a model that will be [saved beside](Model::save_beside) it at `path`.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be made, or when it or the model would replace a file that this model was read from.
+    pub(crate) fn data_file(&self, path: &Path) -> Result<DataFile> {
+        let target = data_path(path);
+        self.refuse_to_replace(path)?;
+        self.refuse_to_replace(&target)?;
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(DataFile { file: NewFile::create(&target)?, name })
     }
 
     /// Decides where external data goes; `None` where there is none.
-    fn plan_external(&self, path: &Path) -> Result<Option<Plan>> {
+    fn plan_external(&self, path: &Path, max_message_bytes: usize) -> Result<Option<Plan>> {
         let ranges = self.external_ranges()?;
-        let too_large = self.proto().encoded_len() > MAX_MESSAGE_BYTES;
+        let too_large = self.proto().encoded_len() > max_message_bytes;
         if self.n_external == 0 && ranges.is_empty() && !too_large {
             return Ok(None);
         }
@@ -121,14 +149,15 @@ impl Model {
             let layout = Layout::Copy(range.path);
             return Ok(Some(Plan { file_name: range.location, layout }));
         }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let file_name = data_path(path);
+        let file_name = file_name.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // Tensors that replaced external ones are inline now and move out again.
         let moves_out = too_large || ranges.len() != self.n_external;
         let min_bytes = if moves_out { MIN_EXTERNAL_BYTES } else { usize::MAX };
-        Ok(Some(Plan { file_name: format!("{name}.data"), layout: Layout::Rewrite { min_bytes } }))
+        Ok(Some(Plan { file_name, layout: Layout::Rewrite { min_bytes } }))
     }
 
-    fn external_ranges(&self) -> Result<Vec<ExternalRange>> {
+    pub(super) fn external_ranges(&self) -> Result<Vec<ExternalRange>> {
         let locate = |tensor: &TensorProto| {
             let (_, _, size_bytes) = checked_size(tensor)?;
             external::locate(tensor, size_bytes, self.folder())
@@ -146,6 +175,85 @@ impl Model {
                 format!("cannot write `{}`: the model was read from it", target.display()),
             ));
         }
+        Ok(())
+    }
+}
+
+/// Where the external data of a model at `path` is written: `model.onnx.data` beside `model.onnx`.
+pub(crate) fn data_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".data");
+    path.with_file_name(name)
+}
+
+fn save_graph(proto: &ModelProto, path: &Path) -> Result<Saved> {
+    let bytes = proto.encode_to_vec();
+    let mut file = NewFile::create(path)?;
+    file.put(&bytes)?;
+    file.finish()?;
+    Ok(Saved { model: path.to_owned(), data: None, size_bytes: bytes.len() as u64 })
+}
+
+/// The data first: a model that is there has its data.
+fn save_with(proto: &ModelProto, path: &Path, data: DataFile) -> Result<Saved> {
+    let data_path = data.file.target.clone();
+    let data_bytes = data.file.written;
+    data.file.finish()?;
+    let saved = save_graph(proto, path)?;
+    Ok(Saved { data: Some(data_path), size_bytes: saved.size_bytes + data_bytes, ..saved })
+}
+
+/// A data file that is being written.
+pub(crate) struct DataFile {
+    file: NewFile,
+    name: String,
+}
+
+impl DataFile {
+    /// Appends what `fill` writes and gives a tensor that refers to it, or one that holds it where it is small.
+    pub(crate) fn store(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        fill: &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<TensorProto> {
+        let size_bytes = n_elements(shape).and_then(|count| dtype.size_bytes(count)).unwrap_or(0);
+        if size_bytes < MIN_EXTERNAL_BYTES {
+            let mut bytes = Vec::with_capacity(size_bytes);
+            fill(&mut |some| {
+                bytes.extend_from_slice(some);
+                Ok(())
+            })?;
+            return Ok(raw_tensor(name, dtype, shape, bytes.into()));
+        }
+        let mut tensor = raw_tensor(name, dtype, shape, Bytes::new());
+        let offset = self.file.pad_to(ALIGNMENT)?;
+        fill(&mut |bytes| self.file.put(bytes))?;
+        external::refer(&mut tensor, &self.name, offset, self.file.written - offset);
+        Ok(tensor)
+    }
+
+    /// Moves the data of `tensor` here where it is external or has at least `min_bytes`, a piece at a time.
+    fn take_in(
+        &mut self,
+        tensor: &mut TensorProto,
+        min_bytes: usize,
+        folder: Option<&Path>,
+    ) -> Result<()> {
+        let (dtype, _, size_bytes) = checked_size(tensor)?;
+        if dtype == DType::String || !(is_external(tensor) || size_bytes >= min_bytes) {
+            return Ok(());
+        }
+        let source = stored(tensor, folder)?;
+        let offset = self.file.pad_to(ALIGNMENT)?;
+        source.copy_to(&mut self.file).map_err(|error| match error {
+            CopyError::Read(error) => {
+                Error::new(ErrorKind::ExternalData, error.to_string()).caused_by(error)
+            }
+            CopyError::Write(error) => Error::io("write", &self.file.target, error),
+        })?;
+        external::refer(tensor, &self.name, offset, size_bytes as u64);
         Ok(())
     }
 }
@@ -226,17 +334,14 @@ impl NewFile {
         })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
-        writer.write_all(bytes).map_err(|e| Error::io("write", &self.target, e))?;
-        self.written += bytes.len() as u64;
-        Ok(())
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write_all(bytes).map_err(|e| Error::io("write", &self.target, e))
     }
 
     /// Fills with zeros up to a multiple of `alignment` and returns the position.
     fn pad_to(&mut self, alignment: u64) -> Result<u64> {
         let padding = self.written.next_multiple_of(alignment) - self.written;
-        self.write(&vec![0; padding as usize])?;
+        self.put(&vec![0; padding as usize])?;
         Ok(self.written)
     }
 
@@ -258,9 +363,77 @@ impl NewFile {
     }
 }
 
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(writer) = &mut self.writer else { return Ok(bytes.len()) };
+        let written = writer.write(bytes)?;
+        self.written += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
 impl Drop for NewFile {
     fn drop(&mut self) {
         // After `finish` the temporary file no longer exists.
         let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::tensor_from_f32;
+
+    #[test]
+    fn a_model_that_is_too_large_for_one_message_gets_a_data_file() {
+        let mut proto = ModelProto { ir_version: Some(8), ..ModelProto::default() };
+        let values: Vec<f32> = (0..5000).map(|at| at as f32).collect();
+        proto
+            .opset_import
+            .push(crate::proto::OperatorSetIdProto { domain: None, version: Some(17) });
+        proto.graph = Some(GraphProto {
+            initializer: vec![
+                tensor_from_f32("small", &[10], &values[..10]),
+                tensor_from_f32("large", &[2, 600], &values[..1200]),
+                tensor_from_f32("larger", &[5000], &values),
+            ],
+            ..GraphProto::default()
+        });
+        let model = Model::from_proto(proto, None).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        let limit = model.proto().encoded_len();
+
+        let saved = model.save_limited(&path, limit).unwrap();
+        assert_eq!((saved.data, saved.size_bytes), (None, limit as u64));
+
+        let saved = model.save_limited(&path, limit - 1).unwrap();
+        let data = saved.data.unwrap();
+        assert_eq!(data, folder.path().join("model.onnx.data"));
+        let sizes = [&path, &data].map(|path| path.metadata().unwrap().len());
+        assert_eq!(saved.size_bytes, sizes[0] + sizes[1]);
+        assert!(sizes[0] < 1000, "{sizes:?}");
+        let again = Model::load(&path).unwrap();
+        assert_eq!(again.data_files().unwrap(), [data]);
+        for (name, is_external) in [("small", false), ("large", true), ("larger", true)] {
+            let found = again.constant(name).unwrap();
+            assert_eq!(found.is_external(), is_external, "{name}");
+            let expected = model.constant(name).unwrap();
+            assert_eq!(found.bytes().unwrap(), expected.bytes().unwrap(), "{name}");
+            assert_eq!(found.info().unwrap(), expected.info().unwrap());
+        }
+        assert_eq!(fs_names(folder.path()), ["model.onnx", "model.onnx.data"]);
+    }
+
+    fn fs_names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 }

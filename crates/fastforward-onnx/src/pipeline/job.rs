@@ -25,7 +25,8 @@ pub struct Job {
     pub(super) original: Model,
     /// With batch normalizations folded, if the configuration says so. Copies share their data.
     pub(super) model: Model,
-    pub(super) model_sha256: String,
+    /// `None` for a file of weights, which is hashed with the other files of its data.
+    pub(super) model_sha256: Option<String>,
     pub(super) tree: Tree,
     pub(super) folded: FoldReport,
     pub(super) config: QuantConfigFile,
@@ -66,11 +67,13 @@ impl Job {
         let config = QuantConfigFile::load(config).map_err(Error::from);
         let model_sha256 = Model::load(model).and_then(|model| {
             let path = model.path().unwrap_or(Path::new("")).to_owned();
-            Ok((model, sha256(&path)?))
+            let has_all = model.is_weights() && model.data_files()?.contains(&path);
+            let sha256 = (!has_all).then(|| sha256(&path)).transpose()?;
+            Ok((model, sha256))
         });
         let ((mut model, model_sha256), config) = both(model_sha256, config)?;
         let original = model.clone();
-        let folded = match config.model.fold_batch_norm {
+        let folded = match config.model.fold_batch_norm && !model.is_weights() {
             true => fold_batch_norm(&mut model)?,
             false => FoldReport::default(),
         };
@@ -139,6 +142,15 @@ impl Job {
     /// # Errors
     /// As [`Samples::open`], for both at once; `Input` when ranges need data and the configuration names none.
     pub fn open_data(&self) -> Result<JobData> {
+        if self.model.is_weights() && self.config.evaluation.is_some() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "{}: [evaluation] executes the model, and a file of weights has no graph that says how",
+                    self.config.name()
+                ),
+            ));
+        }
         let open = |data, batch_size, place| {
             let batch_size = self.options.batch_size.unwrap_or(batch_size);
             Samples::open(data, &self.config.inputs, &self.model, batch_size, place)

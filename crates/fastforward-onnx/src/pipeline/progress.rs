@@ -18,7 +18,7 @@
 /// assert_eq!(*log.0.borrow(), ["calibrating"]);
 /// ```
 pub trait Progress {
-    /// A stage begins; it will process so many samples, none where it is a single step.
+    /// A stage begins; it will process so many samples (constants in [`Stage::Constants`]), none where it is a single step.
     fn start(&self, stage: Stage, n_samples: usize) {
         let _ = (stage, n_samples);
     }
@@ -34,6 +34,8 @@ pub trait Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stage {
+    /// Ranges of constants are set, one constant after the other.
+    Constants,
     /// Ranges are set from data.
     Calibrate,
     /// Float and quantized model are measured.
@@ -46,9 +48,20 @@ pub enum Stage {
     Verify,
 }
 
+impl Stage {
+    /// What the stage counts.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Constants => "constants",
+            _ => "samples",
+        }
+    }
+}
+
 impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Constants => "ranges",
             Self::Calibrate => "calibrating",
             Self::Evaluate => "evaluating",
             Self::Compare => "comparing",

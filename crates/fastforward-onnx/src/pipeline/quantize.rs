@@ -1,7 +1,9 @@
 //! From a checked job to verified files.
 
 use std::collections::HashMap;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use fastforward_core::ArrayView;
 use fastforward_core::config::{ActivationType, EvaluationSection};
@@ -21,17 +23,21 @@ use super::report::{
 use super::samples::Samples;
 use super::summary::file_name;
 use super::{Job, JobData, Plan, Progress, Stage};
-use crate::calibrate::{self, Batch, RunOptions, SiteObserver, Watched, calibrate};
-use crate::compare::compare_layers;
+use crate::calibrate::{self, Batch, RunOptions, SiteObserver, Watched, calibrate, show_constant};
+use crate::compare::{self, LayerDifference};
 use crate::engine::{BatchInput, Engine, check_operators};
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::{ExportOptions, Exported, Signedness, export};
-use crate::graph::Model;
+use crate::export::{
+    CONFIG_FILE, ExportOptions, ExportSummary, Signedness, export, export_to, export_weights,
+    verify_weights, weights_problem,
+};
+use crate::graph::{Model, data_path};
+use crate::placement::ConstantFinder;
 use crate::shapes::ShapeTable;
 use crate::simulate::{SimulateOptions, simulate};
 use crate::tensor::Tensor;
 use crate::tree::{Role, Site};
-use crate::verify::{Verification, VerifyOptions, verify};
+use crate::verify::{Verification, VerifyOptions, verify_and_compare};
 
 /// The names of what [`Job::quantize`] writes beside the model.
 const REPORT: &str = "report.json";
@@ -60,19 +66,41 @@ impl Quantized {
 }
 
 impl Job {
-    /// The files that [`Job::quantize`] writes into `out`: the model, called `<model>.qdq.onnx`, `report.json`, and the
-    /// quantization state, `state/state.json` and `state/state.safetensors`.
+    /// The files that [`Job::quantize`] writes into `out`: the model, called `<model>.qdq.onnx`, `report.json`, the
+    /// quantization state, `state/state.json` and `state/state.safetensors`, and for a model whose data lies in other files
+    /// `<model>.qdq.onnx.data`. Of weights without a graph: the files under their names, `report.json`, the state, and
+    /// `quantization_config.json`.
     pub fn outputs(&self, out: &Path) -> Vec<PathBuf> {
+        if let Some(weights) = self.model.weight_files() {
+            let main = match self.model.path().and_then(Path::file_name) {
+                Some(name) => out.join(name),
+                None => out.to_owned(),
+            };
+            let state = out.join(STATE);
+            let mut outputs = vec![
+                main.clone(),
+                out.join(REPORT),
+                state.join("state.json"),
+                state.join("state.safetensors"),
+                out.join(CONFIG_FILE),
+            ];
+            let files = weights.files.keys().map(|name| out.join(name));
+            outputs.extend(files.filter(|file| *file != main));
+            return outputs;
+        }
         let stem = self.model.path().and_then(Path::file_stem).unwrap_or_default();
         let mut model = stem.to_owned();
         model.push(".qdq.onnx");
-        let state = out.join(STATE);
-        vec![
-            out.join(model),
+        let (model, state) = (out.join(model), out.join(STATE));
+        let data = self.model.has_external_data().then(|| data_path(&model));
+        let mut outputs = vec![
+            model,
             out.join(REPORT),
             state.join("state.json"),
             state.join("state.safetensors"),
-        ]
+        ];
+        outputs.extend(data);
+        outputs
     }
 
     /// Refuses an output folder in which a file would replace one that is read, or cannot stand where it belongs.
@@ -82,6 +110,7 @@ impl Job {
     pub fn check_outputs(&self, out: &Path, data: &JobData) -> Result<()> {
         let mut inputs: Vec<PathBuf> = Vec::new();
         inputs.extend(self.model.path().map(Path::to_owned));
+        inputs.extend(self.model.data_files()?);
         inputs.push(PathBuf::from(self.config.name()));
         for samples in data.calibration.iter().chain(&data.evaluation) {
             inputs.extend(samples.paths()?);
@@ -122,15 +151,26 @@ impl Job {
         if data.calibration.is_none() && data.evaluation.is_some() {
             check_operators(&self.model).map_err(|error| error.within(NEEDS_ENGINE))?;
         }
+        let data_files = self.model.data_files()?;
         let outputs = Outputs::create(out)?;
         let places = self.outputs(outputs.staging());
 
         let judges = data.evaluation.as_ref().or(data.calibration.as_ref());
         let shapes = self.shapes(data.calibration.as_ref().or(judges))?;
-        let estimates = self.calibrate(data.calibration.as_ref(), progress)?;
-        let exported = self.write_model(&places[0], progress)?;
-        let verification = self.verify(&places[0], &exported, judges, &shapes, progress)?;
-        let layers = self.layers(judges, &shapes, progress)?;
+        // The same bytes are read for both, so they come from the disk once.
+        let (estimates, data_files) = thread::scope(|scope| {
+            let hashed = scope.spawn(|| {
+                data_files.iter().map(|path| source_file(path, None)).collect::<Result<Vec<_>>>()
+            });
+            let estimates = self.calibrate(data.calibration.as_ref(), progress);
+            (estimates, hashed.join())
+        });
+        let estimates = estimates?;
+        let data_files = data_files.unwrap_or_else(|panic| resume_unwind(panic))?;
+        let summary = self.write_model(&places[0], progress)?;
+        let (verification, constants) =
+            self.verify(&places[0], &summary, judges, &shapes, progress)?;
+        let layers = self.layers(constants, judges, &shapes, progress)?;
         let section = self.config.evaluation.as_ref();
         let evaluation = match (section, &data.evaluation) {
             (Some(section), Some(samples)) => {
@@ -139,15 +179,21 @@ impl Job {
             _ => None,
         };
         let plan = self.plan()?;
-        self.save_state(outputs.staging(), &plan)?;
+        // A single file of weights is its own data.
+        let model_sha256 = match (&self.model_sha256, data_files.as_slice()) {
+            (Some(sha256), _) => sha256.clone(),
+            (None, files) => files.first().map(|file| file.sha256.clone()).unwrap_or_default(),
+        };
+        self.save_state(outputs.staging(), &plan, &model_sha256)?;
 
         let checks = match (section, &evaluation) {
             (Some(section), Some(evaluation)) => checks(section, evaluation),
             _ => Vec::new(),
         };
-        let written = [&places[0], &places[2], &places[3]];
-        let files: Vec<SourceFile> = written
-            .into_iter()
+        let files: Vec<SourceFile> = [&places[..1], &places[2..]]
+            .concat()
+            .iter()
+            .filter(|path| path.exists())
             .map(|path| source_file(path, Some(outputs.staging())))
             .collect::<Result<_>>()?;
         let report = Report {
@@ -170,11 +216,11 @@ impl Job {
                 kept: self.folded.kept.iter().map(ToString::to_string).collect(),
             },
             slots: reported_slots(&plan, &estimates),
-            model: SourceModel { sha256: self.model_sha256.clone(), summary: plan.model },
+            model: SourceModel { sha256: model_sha256, data: data_files, summary: plan.model },
             rules: plan.rules,
             evaluation,
             layers,
-            export: exported.summary,
+            export: summary,
             verification,
             checks,
             files,
@@ -208,14 +254,23 @@ impl Job {
         ShapeTable::recorded(&self.model, &engine, &inputs)
     }
 
-    /// Sets the range of every quantizer that has one.
+    /// Sets the range of every quantizer that has one: of constants one after the other, of activations from samples.
     fn calibrate(
         &self,
         samples: Option<&Samples>,
         progress: &dyn Progress,
-    ) -> Result<HashMap<String, SlotEstimate>> {
+    ) -> Result<HashMap<String, ReportedRange>> {
         let mut sites = Vec::new();
         let mut observers = Vec::new();
+        let mut estimates = HashMap::new();
+        let mut problems = Vec::new();
+        // Not the estimate itself, which has a range for each tile of each slot.
+        let mut note = |estimate: &SlotEstimate| {
+            let range = ReportedRange::of(estimate);
+            estimates.extend(range.map(|range| (estimate.names[0].clone(), range)));
+        };
+        let mut finder = ConstantFinder::new(&self.model);
+        let mut constants = Vec::new();
         for site in self.tree.set_slots() {
             let resolved = self.resolution.slot(&site.name);
             let rule = resolved.and_then(|slot| slot.winner).map(|winner| winner.rule);
@@ -226,82 +281,137 @@ impl Job {
                 |slot| slot.to_entry(),
             );
             let options = ObserverOptions { update: UpdatePolicy::AtEnd, ..Default::default() };
-            observers.push(Observing(RangeObserver::new(entry, estimator.build()?, options)?));
-            sites.push(site);
-        }
-        let watched = sites
-            .iter()
-            .zip(&mut observers)
-            .map(|(&site, observer)| Watched { site, observer })
-            .collect();
-        progress.start(Stage::Calibrate, samples.map_or(0, Samples::len));
-        calibrate(
-            &self.model,
-            watched,
-            batches(samples),
-            &self.run_options(),
-            &mut Steps::new(samples, progress),
-        )?;
-        let mut estimates = HashMap::new();
-        let mut problems = Vec::new();
-        for Observing(observer) in &mut observers {
-            match observer.finish() {
-                Ok(estimate) => {
-                    estimates.insert(observer.name().to_owned(), estimate);
-                }
-                Err(error) => problems.push(error.to_string()),
+            let observer = RangeObserver::new(entry, estimator.build()?, options)?;
+            if matches!(site.role, Role::Input | Role::Output) {
+                observers.push(Observing(observer));
+                sites.push(site);
+            } else {
+                constants.push((site, observer));
             }
         }
+        // The buffer has its final size at once: growing would hold two of them.
+        let sizes = constants.iter().map(|(site, _)| {
+            let shape = finder.find(site)?.1.info()?.shape;
+            Ok(shape.iter().product())
+        });
+        let largest = sizes.collect::<Result<Vec<usize>>>()?.into_iter().max().unwrap_or(0);
+        let mut buffer = vec![0.0; largest];
+        progress.start(Stage::Constants, constants.len());
+        for (site, mut observer) in constants {
+            note(&show_constant(site, &mut finder, &mut buffer, |x| observer.observe_whole(x))?);
+            progress.advance(1);
+        }
+        drop(buffer);
         progress.finish();
+
+        if !sites.is_empty() {
+            let watched = sites
+                .iter()
+                .zip(&mut observers)
+                .map(|(&site, observer)| Watched { site, observer })
+                .collect();
+            progress.start(Stage::Calibrate, samples.map_or(0, Samples::len));
+            calibrate(
+                &self.model,
+                watched,
+                batches(samples),
+                &self.run_options(),
+                &mut Steps::new(samples, progress),
+            )?;
+            for Observing(observer) in &mut observers {
+                match observer.finish() {
+                    Ok(estimate) => note(&estimate),
+                    Err(error) => problems.push(error.to_string()),
+                }
+            }
+            progress.finish();
+        }
         if problems.is_empty() {
             return Ok(estimates);
         }
         Err(Error::many(ErrorKind::Core(fastforward_core::ErrorKind::NoData), problems))
     }
 
-    fn write_model(&self, path: &Path, progress: &dyn Progress) -> Result<Exported> {
+    /// Writes the model: where its data lies in other files, tensor by tensor.
+    fn write_model(&self, path: &Path, progress: &dyn Progress) -> Result<ExportSummary> {
         progress.start(Stage::Export, 0);
-        let exported = export(&self.model, &self.tree, &self.export_options())?;
-        exported.model.save(path)?;
+        if self.model.is_weights() {
+            let folder = path.parent().unwrap_or(Path::new(""));
+            let summary = export_weights(&self.model, &self.tree, folder)?;
+            progress.finish();
+            return Ok(summary);
+        }
+        let options = self.export_options();
+        let summary = if self.model.has_external_data() {
+            export_to(&self.model, &self.tree, &options, path)?.1
+        } else {
+            let exported = export(&self.model, &self.tree, &options)?;
+            exported.model.save(path)?;
+            exported.summary
+        };
         progress.finish();
-        Ok(exported)
+        Ok(summary)
     }
 
     fn verify(
         &self,
         path: &Path,
-        exported: &Exported,
+        summary: &ExportSummary,
         samples: Option<&Samples>,
         shapes: &ShapeTable,
         progress: &dyn Progress,
-    ) -> Result<Verification> {
+    ) -> Result<(Verification, Vec<LayerDifference>)> {
         progress.start(Stage::Verify, samples.map_or(0, Samples::len));
-        let verification = verify(
+        if self.model.is_weights() {
+            let folder = path.parent().unwrap_or(Path::new(""));
+            let mut rows = Vec::new();
+            let constants = verify_weights(&self.model, &self.tree, folder, &mut |placed, d| {
+                rows.push(compare::constant_row(placed, d));
+            })?;
+            progress.finish();
+            let verification = Verification {
+                constants,
+                activations: 0,
+                batches: 0,
+                outputs: Vec::new(),
+                not_executed: vec!["there is no graph".to_owned()],
+            };
+            return Ok((verification, rows));
+        }
+        let verified = verify_and_compare(
             path,
             &self.model,
             &self.tree,
-            &exported.summary,
+            summary,
             batches(samples),
             &VerifyOptions { engine: self.engine_options(), shapes: shapes.clone() },
             &mut Steps::new(samples, progress),
         )?;
         progress.finish();
-        Ok(verification)
+        Ok(verified)
     }
 
+    /// How far quantization moves each value, beside `constants`.
     fn layers(
         &self,
+        mut constants: Vec<LayerDifference>,
         samples: Option<&Samples>,
         shapes: &ShapeTable,
         progress: &dyn Progress,
     ) -> Result<Layers> {
+        if samples.is_none() {
+            // The simulation holds all constants in float, and nothing would be computed with it.
+            compare::sort(&mut constants);
+            return Ok(Layers { samples: 0, differences: constants });
+        }
         let options = SimulateOptions { shapes: shapes.clone(), ..SimulateOptions::default() };
         let simulated = simulate(&self.model, &self.tree, &options)?;
         progress.start(Stage::Compare, samples.map_or(0, Samples::len));
-        let differences = compare_layers(
+        let differences = compare::compare_activations(
             &self.model,
             &self.tree,
             &simulated,
+            constants,
             batches(samples),
             &self.run_options(),
             &mut Steps::new(samples, progress),
@@ -324,7 +434,7 @@ impl Job {
         measure(&models, samples, section, &self.engine_options(), progress, None)
     }
 
-    fn save_state(&self, folder: &Path, plan: &Plan) -> Result<()> {
+    fn save_state(&self, folder: &Path, plan: &Plan, model_sha256: &str) -> Result<()> {
         let rules = plan.slots.iter().filter_map(|slot| {
             let rule = &plan.rules[slot.rule?];
             let text = format!("{} ({}:{})", rule.label(), plan.config, rule.line);
@@ -332,7 +442,7 @@ impl Job {
         });
         let info = StateInfo {
             model: plan.model.file.clone(),
-            model_sha256: Some(self.model_sha256.clone()),
+            model_sha256: Some(model_sha256.to_owned()),
             rules: rules.collect(),
         };
         Ok(save_quantization_state(self.tree.root(), &folder.join(STATE), &info, false)?)
@@ -350,6 +460,10 @@ impl Job {
         if let Some(problem) = self.export_problem(site) {
             return Some(format!("not possible: {problem}"));
         }
+        if self.model.is_weights() {
+            let bits = site.slot.quantizer().num_bits()?;
+            return Some(format!("codes of {bits} bits in int32 words"));
+        }
         let stored = self.export_options().stored_as(site).ok()?;
         Some(format!("{} codes, operator set {} or newer", stored.dtype, stored.opset))
     }
@@ -363,6 +477,9 @@ impl Job {
                  express; use `type = \"linear\"`",
                 site.name
             ));
+        }
+        if self.model.is_weights() {
+            return weights_problem(site);
         }
         let is_activation = matches!(site.role, Role::Input | Role::Output);
         match quantizer.as_range_settable().map(|settable| settable.granularity().clone()) {
@@ -427,9 +544,9 @@ impl calibrate::Progress for Steps<'_> {
     }
 }
 
-fn reported_slots(plan: &Plan, estimates: &HashMap<String, SlotEstimate>) -> Vec<ReportedSlot> {
+fn reported_slots(plan: &Plan, estimates: &HashMap<String, ReportedRange>) -> Vec<ReportedSlot> {
     let slots = plan.slots.iter().map(|planned| ReportedSlot {
-        range: estimates.get(&planned.names[0]).and_then(ReportedRange::of),
+        range: estimates.get(&planned.names[0]).cloned(),
         planned: planned.clone(),
     });
     slots.collect()

@@ -66,6 +66,9 @@ pub struct Program {
 pub struct SourceModel {
     /// The SHA-256 of the file.
     pub sha256: String,
+    /// The files that its external data lies in, sorted by path.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<SourceFile>,
     /// The file in numbers.
     #[serde(flatten)]
     pub summary: ModelSummary,

@@ -24,8 +24,12 @@ pub struct ModelSummary {
     pub file: String,
     /// Bytes of the file, without external data.
     pub file_bytes: u64,
-    /// The version of the file format.
-    pub ir_version: i64,
+    /// What kind of file it is, where it is no graph: `safetensors`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<&'static str>,
+    /// The version of the file format; `None` where it is no graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ir_version: Option<i64>,
     /// The version of each operator set, the standard one under `ai.onnx`.
     pub opsets: Vec<OpsetVersion>,
     /// The program that wrote the file, where it says so.
@@ -95,8 +99,9 @@ impl ModelSummary {
         Ok(Self {
             file: path.map(file_name).unwrap_or_default(),
             file_bytes: path.and_then(|path| path.metadata().ok()).map_or(0, |file| file.len()),
-            ir_version: proto.ir_version(),
-            opsets,
+            format: model.is_weights().then_some("safetensors"),
+            ir_version: (!model.is_weights()).then(|| proto.ir_version()),
+            opsets: if model.is_weights() { Vec::new() } else { opsets },
             producer: producer.trim().to_owned(),
             inputs: model.inputs().iter().map(ValueInfo::to_string).collect(),
             outputs: model.outputs().iter().map(ValueInfo::to_string).collect(),

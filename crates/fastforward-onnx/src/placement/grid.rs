@@ -3,9 +3,15 @@
 use std::sync::Arc;
 
 use fastforward_core::ArrayView;
+use fastforward_core::quantization::affine::{
+    AffineGrid, AffineParameters, PART_ELEMENTS, Part, SavedQuantizer,
+};
 use fastforward_core::quantization::{Granularity, Quantizer};
+use ff_kernels::Difference;
+use rayon::prelude::*;
 
 use super::PlacedConstant;
+use crate::compare::difference;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The grid of a constant.
@@ -16,18 +22,42 @@ pub(crate) enum Grid {
     Bias { scale: Vec<f32>, axis: Option<usize> },
 }
 
-/// A constant as integer codes.
+/// A constant as integer codes, which are computed when they are written.
 pub(crate) struct Coded {
     pub(crate) shape: Vec<usize>,
     /// The shape of one tile.
     pub(crate) tile: Vec<usize>,
-    pub(crate) codes: Vec<i64>,
+    pub(crate) codes: CodesOf,
     pub(crate) num_bits: u32,
     /// One per tile, in row-major order of the grid of tiles.
     pub(crate) scale: Vec<f32>,
     /// Rounded; one per tile.
     pub(crate) offset: Vec<f32>,
 }
+
+/// Where codes come from.
+pub(crate) enum CodesOf {
+    /// They are computed part by part.
+    Grid(AffineGrid),
+    /// They are there.
+    Whole(Vec<i32>),
+}
+
+/// Some codes, in the order of the elements.
+pub(crate) enum SomeCodes<'c> {
+    I8(&'c [i8]),
+    I32(&'c [i32]),
+}
+
+/// An element that is not what it should be.
+pub(crate) struct Mismatch {
+    pub(crate) element: usize,
+    pub(crate) found: f32,
+    pub(crate) expected: f32,
+}
+
+/// Fills a buffer with what somebody else makes of the codes of a part.
+pub(crate) type Decode<'d> = &'d (dyn Fn(&Part, &mut Vec<f32>) -> Result<()> + Sync);
 
 impl PlacedConstant<'_> {
     /// The name under which errors and reports speak of it.
@@ -53,33 +83,63 @@ impl PlacedConstant<'_> {
         }
     }
 
+    /// The grid of the constant, where it needs no look at the data.
+    fn static_grid(&self) -> Option<AffineGrid> {
+        let Grid::Quantizer(quantizer) = &self.grid else { return None };
+        match quantizer.to_saved()? {
+            SavedQuantizer::Linear(config, Some(parameters)) => Some(AffineGrid {
+                granularity: config.granularity,
+                parameters: Arc::new(parameters),
+            }),
+            _ => None,
+        }
+    }
+
+    /// The bits of the quantizer's codes.
+    pub(crate) fn grid_bits(&self) -> Option<u32> {
+        match &self.grid {
+            Grid::Quantizer(quantizer) => quantizer.num_bits(),
+            Grid::Bias { .. } => None,
+        }
+    }
+
     /// The constant as codes.
     pub(crate) fn coded(&self) -> Result<Coded> {
-        let values = self.constant.to_f32()?;
         let shape = self.constant.info()?.shape;
+        let tile_of = |granularity: &Granularity| {
+            granularity.tile_shape(&shape).map_err(|error| self.wrong(error))
+        };
+        let of_grid = |tile, parameters: &AffineParameters, codes| Coded {
+            tile,
+            codes,
+            num_bits: parameters.num_bits,
+            scale: parameters.scale.clone(),
+            offset: (0..parameters.scale.len())
+                .map(|tile| parameters.rounded_offset(tile))
+                .collect(),
+            shape: shape.clone(),
+        };
+        if let Some(grid) = self.static_grid() {
+            let parameters = Arc::clone(&grid.parameters);
+            let tile = tile_of(&grid.granularity)?;
+            return Ok(of_grid(tile, &parameters, CodesOf::Grid(grid)));
+        }
+        let values = self.constant.to_f32()?;
         match &self.grid {
             Grid::Quantizer(quantizer) => {
                 let view = ArrayView::new(&values, &shape).map_err(|e| self.wrong(e))?;
                 let quantized = quantizer.quantize(view).map_err(|e| self.wrong(e))?;
-                let tile = quantized.granularity.tile_shape(&shape).map_err(|e| self.wrong(e))?;
-                let parameters = quantized.parameters;
-                let tiles = parameters.scale.len();
-                Ok(Coded {
-                    tile,
-                    codes: quantized.codes.to_i32().into_iter().map(i64::from).collect(),
-                    num_bits: parameters.num_bits,
-                    offset: (0..tiles).map(|tile| parameters.rounded_offset(tile)).collect(),
-                    scale: parameters.scale,
-                    shape,
-                })
+                let tile = tile_of(&quantized.granularity)?;
+                let codes = CodesOf::Whole(quantized.codes.to_i32());
+                Ok(of_grid(tile, &quantized.parameters, codes))
             }
             Grid::Bias { scale, axis } => {
                 let granularity = axis
                     .map_or(Granularity::PerTensor, |axis| Granularity::per_channel(axis as isize));
                 let codes = bias_codes(&values, &self.bias_scales(scale, *axis)?);
                 Ok(Coded {
-                    tile: granularity.tile_shape(&shape).map_err(|e| self.wrong(e))?,
-                    codes: codes.into_iter().map(|code| code as i64).collect(),
+                    tile: tile_of(&granularity)?,
+                    codes: CodesOf::Whole(codes.into_iter().map(|code| code as i32).collect()),
                     num_bits: 32,
                     offset: vec![0.0; scale.len()],
                     scale: scale.clone(),
@@ -87,6 +147,88 @@ impl PlacedConstant<'_> {
                 })
             }
         }
+    }
+
+    /// Hands on the codes of `coded`, which is this constant's, in the order of the elements.
+    pub(crate) fn write_codes(
+        &self,
+        coded: &Coded,
+        write: &mut dyn FnMut(SomeCodes<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let grid = match &coded.codes {
+            CodesOf::Whole(codes) => return write(SomeCodes::I32(codes)),
+            CodesOf::Grid(grid) => grid,
+        };
+        let floats = self.constant.floats()?;
+        let read = |first: usize, out: &mut [f32]| floats.read(first, out);
+        let result = if coded.num_bits <= 8 {
+            grid.quantize_in_parts(&coded.shape, read, |codes| write(SomeCodes::I8(codes)))
+        } else {
+            grid.quantize_in_parts(&coded.shape, read, |codes| write(SomeCodes::I32(codes)))
+        };
+        result.map_err(|error: Error| {
+            if error.is_of_files() {
+                return error;
+            }
+            let text = format!("`{}` (constant `{}`): {error}", self.place(), self.constant.name());
+            Error::new(ErrorKind::Quantizer, text).caused_by(error)
+        })
+    }
+
+    /// How far the quantizer moves the constant, and with `decode` the first element that decodes to something else than
+    /// the quantizer makes of it.
+    ///
+    /// Memory does not grow with the constant. The sums are those of parts of fixed size in their order, the same for any
+    /// number of threads.
+    pub(crate) fn compare(
+        &self,
+        decode: Option<Decode<'_>>,
+    ) -> Result<(Difference, Option<Mismatch>)> {
+        let shape = self.constant.info()?.shape;
+        let floats = self.constant.floats()?;
+        let grid = self.static_grid();
+        let (parts, whole) = match &grid {
+            Some(grid) => {
+                let parts = grid.parts(&shape, PART_ELEMENTS).map_err(|e| self.wrong(e))?;
+                (parts, None)
+            }
+            None => (vec![Part::whole(&shape)], Some(self.fake_quantized()?)),
+        };
+        let one = |buffers: &mut Buffers, part: &Part| -> Result<_> {
+            let Buffers { x, rounded, decoded } = buffers;
+            x.resize(part.elements.len(), 0.0);
+            floats.read(part.elements.start, x)?;
+            let expected: &[f32] = match (&grid, &whole) {
+                (Some(grid), _) => {
+                    rounded.resize(x.len(), 0.0);
+                    part.fake_quantize(&grid.parameters, x, rounded)
+                        .map_err(|error| self.wrong(error))?;
+                    rounded
+                }
+                (None, whole) => whole.as_deref().unwrap_or(&[]),
+            };
+            let mut mismatch = None;
+            if let Some(decode) = decode {
+                decode(part, decoded)?;
+                let differs = |(found, expected): (&f32, &f32)| found != expected;
+                mismatch = decoded.iter().zip(expected).position(differs).map(|at| Mismatch {
+                    element: part.elements.start + at,
+                    found: decoded[at],
+                    expected: expected[at],
+                });
+            }
+            Ok((difference(x, expected)?, mismatch))
+        };
+        let results: Vec<Result<(Difference, Option<Mismatch>)>> = parts
+            .par_iter()
+            .map_init(Buffers::default, |buffers, part| one(buffers, part))
+            .collect();
+        let mut all = (Difference::default(), None);
+        for result in results {
+            let (difference, mismatch) = result?;
+            all = (all.0.merge(&difference), all.1.or(mismatch));
+        }
+        Ok(all)
     }
 
     /// The scale of every element of a bias.
@@ -106,4 +248,12 @@ impl PlacedConstant<'_> {
 /// `round(b / s)`, half to even, as floats that hold integers.
 pub(super) fn bias_codes(values: &[f32], scale_of: &[f32]) -> Vec<f32> {
     values.iter().zip(scale_of).map(|(value, scale)| (value / scale).round_ties_even()).collect()
+}
+
+/// What one thread compares parts in.
+#[derive(Default)]
+struct Buffers {
+    x: Vec<f32>,
+    rounded: Vec<f32>,
+    decoded: Vec<f32>,
 }

@@ -13,7 +13,7 @@ use crate::graph::{GraphIndex, Model, TensorInfo, constants_of};
 use crate::proto::{GraphProto, NodeProto};
 
 /// Scopes and nested graphs deeper than this are flattened into the name of the last level.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
 
 pub(super) fn build(model: &Model) -> Tree {
     let mut builder = Builder {
@@ -294,7 +294,7 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-fn role_tag(role: Role) -> Tag {
+pub(super) fn role_tag(role: Role) -> Tag {
     match role {
         Role::Weight => Tag::new("parameter/weight"),
         Role::Bias => Tag::new("parameter/bias"),
@@ -331,7 +331,7 @@ fn unique_path(
 }
 
 /// The module at `path`, made with the scopes on the way to it where they are missing.
-fn descend<'t>(
+pub(super) fn descend<'t>(
     root: &'t mut GraphModule,
     path: &[String],
     class: mpath::Class,

@@ -15,6 +15,11 @@ pub fn scope() -> Class {
     Class::define("Scope", "onnx::Scope", &[module()])
 }
 
+/// The class of weights without a graph.
+pub fn weights() -> Class {
+    Class::define("Weights", "onnx::Weights", &[module()])
+}
+
 /// The class of an operator of the standard set.
 pub fn operator(op_type: &str) -> Class {
     Class::define(op_type, &format!("onnx::{op_type}"), &[module()])
@@ -90,7 +95,7 @@ fn layer_of(node: &NodeProto, weight_rank: Option<usize>) -> Option<Class> {
 /// short name and by path. Of a name that is an operator's and a layer's, `Softmax`, the operator is meant; its nodes are
 /// both.
 pub fn names() -> impl Iterator<Item = (&'static str, Class)> {
-    [graph(), scope()]
+    [graph(), scope(), weights()]
         .into_iter()
         .chain(STANDARD_OPERATORS.iter().map(|op| operator(op)))
         .flat_map(|class| [(class.name(), class), (class.path(), class)])

@@ -170,7 +170,7 @@ impl AffineParameters {
         integer_grid(self.num_bits, self.narrow_range)
     }
 
-    fn check_tiles(
+    pub(super) fn check_tiles(
         &self,
         shape: &[usize],
         granularity: &Granularity,

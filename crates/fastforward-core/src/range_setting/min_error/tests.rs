@@ -302,3 +302,21 @@ fn wrong_settings_are_all_named() {
         assert!(message.contains(option), "{message}");
     }
 }
+
+#[test]
+fn data_that_is_there_as_a_whole_has_the_range_of_one_batch() {
+    let x = spec_input();
+    for grid in [CandidateGrid::Standard, CandidateGrid::Reference] {
+        for symmetric in [true, false] {
+            for granularity in [Granularity::PerTensor, Granularity::per_channel(0)] {
+                let quantizer = quantizer(3, symmetric, granularity);
+                let seen = first_batch(grid, 50, &x, &quantizer).range();
+                let whole = estimator(50, grid).range_of_whole(x.view(), &quantizer).unwrap();
+                assert_eq!(whole, seen);
+            }
+        }
+    }
+    let quantizer = quantizer(3, true, Granularity::PerTensor);
+    let bad = Array::new(vec![1.0, f32::INFINITY], vec![2]).unwrap();
+    assert!(estimator(50, CandidateGrid::Standard).range_of_whole(bad.view(), &quantizer).is_err());
+}
