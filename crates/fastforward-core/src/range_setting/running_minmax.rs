@@ -48,6 +48,17 @@ impl RangeEstimator for RunningMinMax {
         self.range.clone()
     }
 
+    /// Holds the range once.
+    fn range_of_whole(
+        &self,
+        x: ArrayView<'_>,
+        quantizer: &dyn RangeSettable,
+    ) -> Result<Option<TileRanges>, Error> {
+        let mut estimator = Self::new();
+        estimator.observe(x, quantizer)?;
+        Ok(estimator.range)
+    }
+
     fn start_from(&mut self, range: TileRanges) -> Result<(), Error> {
         self.widen(range)
     }
