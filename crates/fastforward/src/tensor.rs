@@ -18,6 +18,7 @@ pub use apply::Apply;
 pub use codes::CodeTensor;
 pub use context::QuantizationContext;
 pub use error::{Error, Result};
+pub(crate) use fake_quantize::uniform_of;
 pub use operator::{Output, ValueOrNumber, functional};
 pub use quantized::QuantizedTensor;
 pub use value::Value;

@@ -36,8 +36,8 @@ mod finish;
 
 pub use bound::simulation_bound;
 pub use conv::{ConvWindow, PackedFilter, integer_conv, integer_conv_reference};
-pub use linear::{integer_linear, integer_linear_reference};
-pub use matmul::{integer_matmul, integer_matmul_reference};
+pub use linear::{integer_linear, integer_linear_codes, integer_linear_reference};
+pub use matmul::{integer_matmul, integer_matmul_codes, integer_matmul_reference};
 pub use operand::MAX_OFFSET;
 pub use view::CodeView;
 pub use weight::PackedWeight;

@@ -49,6 +49,7 @@ mod pack;
 mod pool;
 mod range;
 mod rounding;
+mod uniform;
 
 mod lanes;
 mod map;
@@ -71,8 +72,8 @@ pub use gptq::{
 pub use grid::{Code, IntegerGrid};
 pub use integer::{
     CodeView, ConvWindow, MAX_OFFSET, PackedFilter, PackedWeight, integer_conv,
-    integer_conv_reference, integer_linear, integer_linear_reference, integer_matmul,
-    integer_matmul_reference, simulation_bound,
+    integer_conv_reference, integer_linear, integer_linear_codes, integer_linear_reference,
+    integer_matmul, integer_matmul_codes, integer_matmul_reference, simulation_bound,
 };
 pub use lanes::Real;
 pub use metrics::{Difference, SQNR_EPSILON, sqnr_db};
@@ -94,3 +95,4 @@ pub use rounding::{
     sequential_mse,
 };
 pub use tiling::{Element, Tiling};
+pub use uniform::Uniform;

@@ -151,6 +151,37 @@ proptest! {
         prop_assert_eq!(bits(&case.fast()), bits(&case.reference()));
     }
 
+    /// Codes made on the way are those of the floats, whatever happens at the edges of the grid.
+    #[test]
+    fn linear_makes_the_codes_of_its_results(
+        case in linear(), scale in scale(), offset in offset(), infinite in any::<bool>()
+    ) {
+        let mut case = case;
+        if let (Some(bias), true) = (&mut case.bias, infinite) {
+            bias.iter_mut().take(1).for_each(|bias| *bias = f32::INFINITY);
+        }
+        let to = Affine { scale: &[scale], offset: Some(&[offset]) };
+        let grid = IntegerGrid::signed(7).unwrap();
+        let (a_affine, w_affine) = (
+            affine(&case.a_params.0, &case.a_params.1),
+            affine(&case.w_params.0, &case.w_params.1),
+        );
+        let weight = PackedWeight::new(case.w());
+        let mut codes = vec![0; case.rows * case.n_out];
+        let uniform = Uniform::new(to, grid).unwrap();
+        let bias = case.bias.as_deref();
+        let nan = integer_linear_codes(
+            case.a(), a_affine, &weight, w_affine, bias, &uniform, &mut codes,
+        )
+        .unwrap();
+        let tiling = Tiling::whole(&[codes.len()]).unwrap();
+        let expected = quantize_reference(&case.reference(), &tiling, to, grid).unwrap();
+        prop_assert_eq!(nan, expected.iter().any(Option::is_none));
+        for (code, expected) in codes.iter().zip(expected) {
+            prop_assert!(expected.is_none_or(|expected| expected == i32::from(*code)));
+        }
+    }
+
     #[test]
     fn linear_is_within_the_bound_of_the_simulation(case in linear()) {
         let (a, w) = case.dequantized();
@@ -220,6 +251,16 @@ proptest! {
         integer_matmul(left, left_affine, right, right_affine, &mut fast).unwrap();
         integer_matmul_reference(left, left_affine, right, right_affine, &mut plain).unwrap();
         prop_assert_eq!(bits(&fast), bits(&plain));
+
+        let (to, grid) = (left_affine, IntegerGrid::signed(8).unwrap());
+        let mut codes = vec![0; batch * m * n];
+        let uniform = Uniform::new(to, grid).unwrap();
+        let nan =
+            integer_matmul_codes(left, left_affine, right, right_affine, &uniform, &mut codes);
+        prop_assert!(!nan.unwrap());
+        let tiling = Tiling::whole(&[codes.len()]).unwrap();
+        let expected = quantize_reference(&plain, &tiling, to, grid).unwrap();
+        prop_assert_eq!(codes.into_iter().map(|q| Some(i32::from(q))).collect::<Vec<_>>(), expected);
     }
 }
 
@@ -376,6 +417,12 @@ fn threads_change_no_byte() {
         let a = CodeView::new(&a, [2, 150, n_in]).unwrap();
         let mut product = vec![0.0; 2 * 150 * 300];
         integer_matmul(a, a_affine, b, a_affine, &mut product).unwrap();
+        let to = Affine { scale: &[0.7], offset: Some(&[2.0]) };
+        let to = Uniform::new(to, IntegerGrid::signed(8).unwrap()).unwrap();
+        let mut codes = [vec![0; out.len()], vec![0; product.len()]];
+        integer_linear_codes(rows_of_a, a_affine, &weight, w_affine, None, &to, &mut codes[0])
+            .unwrap();
+        integer_matmul_codes(a, a_affine, b, a_affine, &to, &mut codes[1]).unwrap();
         let filter = CodeView::new(&w[..16 * 64 * 9], [16, 64, 3, 3]).unwrap();
         let filter = PackedFilter::new(filter, 1).unwrap();
         let depthwise = CodeView::new(&w[..64 * 9], [64, 1, 3, 3]).unwrap();
@@ -387,7 +434,7 @@ fn threads_change_no_byte() {
         let (full, deep) = conv.split_at_mut(2 * 16 * 40 * 40);
         integer_conv(x, far, &filter, a_affine, window, None, full).unwrap();
         integer_conv(x, far, &depthwise, a_affine, window, None, deep).unwrap();
-        (bits(&out), bits(&product), bits(&conv))
+        (bits(&out), bits(&product), bits(&conv), codes)
     };
     let one = with_threads(1, run);
     assert_eq!(one, with_threads(2, run));

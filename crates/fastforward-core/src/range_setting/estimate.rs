@@ -13,7 +13,7 @@ use super::observer::{InitialRange, ObserverOptions, RangeObserver, UpdatePolicy
 use crate::module::{Module, NodeRef, SlotEntry, named_slots};
 use crate::quantization::quant_init::QuantizerCollection;
 use crate::quantization::quantizer::{
-    Flow, OverrideGuard, Quantizer, QuantizerOverride, QuantizerSlot,
+    Flow, Onlooker, Onward, OverrideGuard, Quantizer, QuantizerOverride, QuantizerSlot,
 };
 use crate::{ArrayView, Error, ErrorKind};
 
@@ -364,14 +364,25 @@ impl QuantizerOverride for Observing {
         next: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
         x: ArrayView<'_>,
     ) -> Result<Flow, Error> {
-        let has_range = {
-            // Not held while the data flows on: a slot may be reached again from there.
-            let mut observer = lock(&self.observer)?;
-            observer.check_quantizer(quantizer)?;
-            observer.observe(x)?;
-            observer.has_range()
-        };
-        if self.disable_quantization || !has_range { Ok(Flow::Unchanged) } else { next(x) }
+        match self.look(quantizer, x)? {
+            Onward::Next => next(x),
+            Onward::Out => Ok(Flow::Unchanged),
+        }
+    }
+
+    fn as_onlooker(&self) -> Option<&dyn Onlooker> {
+        Some(self)
+    }
+}
+
+impl Onlooker for Observing {
+    fn look(&self, quantizer: &dyn Quantizer, x: ArrayView<'_>) -> Result<Onward, Error> {
+        // Not held while the data flows on: a slot may be reached again from there.
+        let mut observer = lock(&self.observer)?;
+        observer.check_quantizer(quantizer)?;
+        observer.observe(x)?;
+        let goes_on = !self.disable_quantization && observer.has_range();
+        Ok(if goes_on { Onward::Next } else { Onward::Out })
     }
 }
 

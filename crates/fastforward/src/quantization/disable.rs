@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::flags::{FlagGuard, strict_quantization};
 use crate::quantization::quantizer::{
-    Flow, OverrideGuard, Quantizer, QuantizerOverride, QuantizerSlot, StrictnessGuard,
+    Flow, Onlooker, Onward, OverrideGuard, Quantizer, QuantizerOverride, QuantizerSlot,
+    StrictnessGuard,
 };
 use crate::range_setting::SlotSource;
 use crate::{ArrayView, Error};
@@ -142,11 +143,25 @@ struct Disable {
 impl QuantizerOverride for Disable {
     fn call(
         &self,
-        _quantizer: &dyn Quantizer,
+        quantizer: &dyn Quantizer,
         next: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
         x: ArrayView<'_>,
     ) -> Result<Flow, Error> {
-        if self.enabled.load(Ordering::Acquire) > 0 { next(x) } else { Ok(Flow::Unchanged) }
+        match self.look(quantizer, x)? {
+            Onward::Next => next(x),
+            Onward::Out => Ok(Flow::Unchanged),
+        }
+    }
+
+    fn as_onlooker(&self) -> Option<&dyn Onlooker> {
+        Some(self)
+    }
+}
+
+impl Onlooker for Disable {
+    fn look(&self, _quantizer: &dyn Quantizer, _x: ArrayView<'_>) -> Result<Onward, Error> {
+        let enabled = self.enabled.load(Ordering::Acquire) > 0;
+        Ok(if enabled { Onward::Next } else { Onward::Out })
     }
 }
 

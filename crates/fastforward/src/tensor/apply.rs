@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::fake_quantize::straight_through;
 use super::view::{tensor_of, with_view};
 use super::{Error, QuantizedTensor, Result, Value, record};
-use crate::quantization::quantizer::{Flow, Quantizer, QuantizerSlot};
+use crate::quantization::quantizer::{Flow, Onlooker, Onward, Quantizer, QuantizerSlot};
 use crate::quantization::trainable::TrainableQuantizer;
 use crate::{Array, ErrorKind, flags};
 
@@ -29,15 +29,31 @@ pub trait Apply {
 
 impl Apply for QuantizerSlot {
     fn apply(&self, x: &Value) -> Result<Value> {
-        let result = apply(self, x);
-        match (result, self.label()) {
-            (Err(error), Some(label)) => Err(error.at(format_args!("`{label}`"))),
-            (result, _) => result,
-        }
+        placed(self, apply(self, x, Memory::Shared))
     }
 }
 
-fn apply(slot: &QuantizerSlot, x: &Value) -> Result<Value> {
+/// [`Apply::apply`] for a result that lies in memory of its own, which may be written over.
+pub(super) fn apply_own(slot: &QuantizerSlot, x: Tensor) -> Result<Value> {
+    placed(slot, apply(slot, &x.into(), Memory::Own))
+}
+
+/// Who sees the memory of the data.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Shared,
+    /// Nobody once it is quantized.
+    Own,
+}
+
+fn placed(slot: &QuantizerSlot, result: Result<Value>) -> Result<Value> {
+    match (result, slot.label()) {
+        (Err(error), Some(label)) => Err(error.at(format_args!("`{label}`"))),
+        (result, _) => result,
+    }
+}
+
+fn apply(slot: &QuantizerSlot, x: &Value, memory: Memory) -> Result<Value> {
     if record::is_recording() {
         return Ok(record::through_slot(slot, x));
     }
@@ -64,9 +80,13 @@ fn apply(slot: &QuantizerSlot, x: &Value) -> Result<Value> {
         }
     };
     if !overridden {
-        return finish(quantize(&*quantizer, &float)?);
+        return finish(quantize(&*quantizer, &float, memory)?);
     }
-    // The overrides see a copy of the data as the core knows it: they may set the very tensor that it came from. If what
+    let overrides = slot.overrides();
+    if let Some(onlookers) = overrides.iter().rev().map(|one| one.as_onlooker()).collect() {
+        return looked_at(onlookers, &*quantizer, x, (&float, memory));
+    }
+    // Other overrides see a copy of the data as the core knows it: they may set the very tensor that it came from. If what
     // comes out is, bit by bit, what the quantizer makes of what went in, it is made again as a tensor with history;
     // whatever else an override did has no formula, and its gradient passes through.
     let data = with_view(&float, |view| Ok(view.to_array()))?;
@@ -79,7 +99,7 @@ fn apply(slot: &QuantizerSlot, x: &Value) -> Result<Value> {
         Flow::Unchanged => Ok(x.clone()),
         Flow::Changed(array) => {
             if reached.get()
-                && let Ok(own) = quantize(&*quantizer, &float)
+                && let Ok(own) = quantize(&*quantizer, &float, Memory::Shared)
                 && same_bits(&own.dequantize()?, &array)?
             {
                 return finish(own);
@@ -87,6 +107,23 @@ fn apply(slot: &QuantizerSlot, x: &Value) -> Result<Value> {
             Ok(straight_through(&float, array)?.into())
         }
     }
+}
+
+/// Data that is seen where it lies by overrides that do not change it, newest first, and then quantized unless one of them
+/// lets it out.
+fn looked_at(
+    onlookers: Vec<&dyn Onlooker>,
+    quantizer: &dyn Quantizer,
+    x: &Value,
+    (float, memory): (&Tensor, Memory),
+) -> Result<Value> {
+    for onlooker in onlookers {
+        match with_view(float, |view| onlooker.look(quantizer, view))? {
+            Onward::Next => {}
+            Onward::Out => return Ok(x.clone()),
+        }
+    }
+    if quantizer.is_stub() { Ok(x.clone()) } else { finish(quantize(quantizer, float, memory)?) }
 }
 
 /// Whether a tensor holds what an array becomes in the tensor's type, bit by bit.
@@ -97,7 +134,7 @@ fn same_bits(x: &Tensor, array: &Array) -> Result<bool> {
     Ok(a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()))
 }
 
-fn quantize(quantizer: &dyn Quantizer, x: &Tensor) -> Result<Value> {
+fn quantize(quantizer: &dyn Quantizer, x: &Tensor, memory: Memory) -> Result<Value> {
     let any: &dyn Any = quantizer;
     if let Some(trainable) = any.downcast_ref::<TrainableQuantizer>()
         && !flags::is_inference()
@@ -105,7 +142,11 @@ fn quantize(quantizer: &dyn Quantizer, x: &Tensor) -> Result<Value> {
         return Ok(trainable.quantize_tensor(x)?.into());
     }
     if let Some(grid) = with_view(x, |view| quantizer.affine_grid(view))? {
-        return Ok(QuantizedTensor::quantize(x, &grid)?.into());
+        let quantized = match memory {
+            Memory::Shared => QuantizedTensor::quantize(x, &grid)?,
+            Memory::Own => QuantizedTensor::quantize_own(x, &grid)?,
+        };
+        return Ok(quantized.into());
     }
     match with_view(x, |view| quantizer.forward(view))? {
         Flow::Unchanged => Ok(x.into()),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Layout;
 
+use super::float::{dense, merge};
 use super::{Error, Result};
 use crate::ErrorKind;
 use crate::quantization::affine::Codes;
@@ -72,7 +73,7 @@ impl CodeTensor {
             return Cow::Borrowed(&self.codes);
         }
         let layout = &self.layout;
-        Cow::Owned(each_type!(&*self.codes, all => gather(all, layout)))
+        Cow::Owned(each_type!(&*self.codes, all => dense(all, layout).into_owned()))
     }
 
     /// The codes in row-major order, widened.
@@ -89,6 +90,31 @@ impl CodeTensor {
                 "expected codes of at most 8 bits in row-major order",
             )),
         }
+    }
+
+    /// The codes of at most 8 bits as a batch of matrices: the codes from the first one on, and the strides of batch, rows and
+    /// columns. They are copied only where the axes before the last two do not lie evenly, and then so that the last two
+    /// keep their order in memory.
+    pub(crate) fn matrices(&self) -> Result<(Cow<'_, [i8]>, [usize; 3])> {
+        let (Codes::I8(all), Some(matrix)) = (&*self.codes, self.dims().len().checked_sub(2))
+        else {
+            return Err(Error::new(
+                ErrorKind::InvalidData,
+                "expected codes of at most 8 bits with two axes or more",
+            ));
+        };
+        let (dims, strides) = (self.dims(), self.layout.stride());
+        if let Some((_, batch)) = merge(&dims[..matrix], &strides[..matrix]) {
+            let start = self.layout.start_offset().min(all.len());
+            let strides = [batch, strides[matrix], strides[matrix + 1]];
+            return Ok((Cow::Borrowed(&all[start..]), strides));
+        }
+        let (rows, columns) = (dims[matrix], dims[matrix + 1]);
+        if strides[matrix] < strides[matrix + 1] {
+            let turned = self.layout.transpose(matrix, matrix + 1)?;
+            return Ok((dense(all, &turned), [rows * columns, 1, rows]));
+        }
+        Ok((dense(all, &self.layout), [rows * columns, columns, 1]))
     }
 
     /// The same codes in row-major order.
@@ -163,26 +189,17 @@ impl CodeTensor {
     pub(crate) fn map(&self, f: impl Fn(i32) -> i32) -> Self {
         let layout = &self.layout;
         let codes = match &*self.codes {
-            Codes::I8(all) => {
-                Codes::I8(gather(all, layout).into_iter().map(|q| f(q.into()) as i8).collect())
+            Codes::I8(all) => Codes::I8(
+                dense(all, layout).into_owned().into_iter().map(|q| f(q.into()) as i8).collect(),
+            ),
+            Codes::I16(all) => Codes::I16(
+                dense(all, layout).into_owned().into_iter().map(|q| f(q.into()) as i16).collect(),
+            ),
+            Codes::I32(all) => {
+                Codes::I32(dense(all, layout).into_owned().into_iter().map(f).collect())
             }
-            Codes::I16(all) => {
-                Codes::I16(gather(all, layout).into_iter().map(|q| f(q.into()) as i16).collect())
-            }
-            Codes::I32(all) => Codes::I32(gather(all, layout).into_iter().map(f).collect()),
         };
         Self { codes: Arc::new(codes), layout: Layout::contiguous(self.dims()) }
-    }
-}
-
-/// The elements that a layout shows, in row-major order.
-fn gather<T: Copy>(all: &[T], layout: &Layout) -> Vec<T> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => all[start..end].to_vec(),
-        None => positions(layout.dims(), layout.stride(), layout.start_offset())
-            .into_iter()
-            .map(|at| all[at])
-            .collect(),
     }
 }
 
@@ -215,6 +232,29 @@ mod tests {
         );
         assert_eq!(codes.permute(&[1, 0]).unwrap().reshape(&[6]).to_i32(), [0, 3, 1, 4, 2, 5]);
         assert!(CodeTensor::new(Codes::I8(vec![0]), &[2]).is_err());
+    }
+
+    #[test]
+    fn matrices_are_found_where_they_lie() {
+        let codes = CodeTensor::new(Codes::I8((0..120).collect()), &[2, 3, 4, 5]).unwrap();
+        for (axes, copied) in [
+            ([0, 1, 2, 3], false),
+            ([0, 1, 3, 2], false),
+            ([0, 2, 1, 3], true),
+            ([0, 2, 3, 1], true),
+            ([3, 1, 0, 2], true),
+        ] {
+            let turned = codes.permute(&axes).unwrap();
+            for turned in [turned.clone(), turned.slice(3, 1, 2, 1)] {
+                let (all, [batch, row, column]) = turned.matrices().unwrap();
+                let &[a, b, m, n] = turned.dims() else { unreachable!() };
+                let at = |i: usize| (i / (m * n)) * batch + (i / n % m) * row + (i % n) * column;
+                let found: Vec<i32> = (0..a * b * m * n).map(|i| all[at(i)].into()).collect();
+                assert_eq!(found, turned.to_i32(), "{axes:?}");
+                assert_eq!(matches!(all, Cow::Owned(_)), copied, "{axes:?}");
+            }
+        }
+        assert!(six().slice(0, 0, 0, 1).matrices().unwrap().0.len() <= 6);
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! Quantize and dequantize in one pass, with gradients, as custom operators of candle.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
-use ff_kernels::{Affine, Gradients, IntegerGrid, Tiling};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, InplaceOp1, Layout, Shape, Tensor,
+};
+use ff_kernels::{Affine, Gradients, IntegerGrid, Tiling, Uniform};
 
 use super::view::{self, on_the_cpu_only, tensor_of, with_view};
 use super::{Error, Result};
+use crate::quantization::affine::AffineParameters;
 use crate::{Array, ArrayView, ErrorKind};
 
 /// The grid of fake quantization without its scales and offsets.
@@ -30,6 +33,40 @@ pub(crate) fn fake_quantize(
     }
     let op = Constant { grid, scale: scale.to_vec(), offset: offset.map(<[f32]>::to_vec) };
     Ok(x.to_dtype(DType::F32)?.apply_op1(op)?.to_dtype(dtype)?)
+}
+
+/// Writes what [`fake_quantize`] gives over `x`, a contiguous `f32` tensor without history, with one scale for all of it.
+pub(crate) fn fake_quantize_in_place(x: &Tensor, parameters: &AffineParameters) -> Result<()> {
+    Ok(x.inplace_op1(&InPlace(uniform_of(parameters)?))?)
+}
+
+/// The grid of parameters for one tile.
+pub(crate) fn uniform_of(parameters: &AffineParameters) -> Result<Uniform> {
+    let AffineParameters { num_bits, narrow_range, .. } = *parameters;
+    let grid = GridShape { tile: Vec::new(), num_bits, narrow_range };
+    let uniform = Uniform::new(parameters.affine(), grid.integers()?);
+    Ok(uniform.map_err(|e| crate::Error::new(ErrorKind::InvalidData, e.to_string()))?)
+}
+
+struct InPlace(Uniform);
+
+impl InplaceOp1 for InPlace {
+    fn name(&self) -> &'static str {
+        "fake_quantize"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        match (storage, layout.contiguous_offsets()) {
+            (CpuStorage::F32(all), Some((start, end))) => {
+                self.0.fake_quantize(&mut all[start..end]);
+                Ok(())
+            }
+            _ => {
+                let what = "expected elements of type F32 in row-major order";
+                Err(Error::new(ErrorKind::Tensor, what).into_candle())
+            }
+        }
+    }
 }
 
 /// `x` on the grid with parameters that learn: flat `f32` tensors with one element per tile (spec §4.5).

@@ -24,6 +24,7 @@ mod unfold;
 mod whole;
 
 mod broadcast;
+mod codes;
 mod custom;
 mod parallel;
 mod real;
@@ -32,24 +33,30 @@ mod spatial;
 #[cfg(test)]
 mod testing;
 
+pub(crate) use activation::elementwise_on_grid;
 pub use activation::{
     GeluApproximation, clamp, cos, exp, gelu, hardsigmoid, hardswish, leaky_relu, relu, relu6,
     rsqrt, sigmoid, silu, sin, sqrt, tanh,
 };
+pub(crate) use arithmetic::{CodePair, ValuesOrNumber, pair_codes, pair_on_grid};
 pub use arithmetic::{
     Operand, add, div, floor_divide, mul, negative, positive, pow, remainder, sub,
 };
 pub use arrange::{cat, empty_like, full_like, ones_like, permute, zeros_like};
 pub use batch_norm::{BatchStatistics, batch_norm, batch_norm_training};
+pub(crate) use codes::{CodesOf, map_codes};
 pub use conv::{
     Conv, ConvTranspose, Padding, conv_transpose1d, conv_transpose2d, conv_transpose3d, conv1d,
     conv2d, conv3d,
 };
+pub(crate) use custom::{dense, from_floats};
 pub use dropout::dropout;
 pub use index::{Embedding, embedding, index_add};
 pub use interpolate::{Interpolate, InterpolateMode, Resize, interpolate};
 pub use linear::{bmm, linear, matmul, mm};
+pub(crate) use linear::{linear_on_grid, merge};
 pub use norm::{group_norm, layer_norm, rms_norm};
+pub(crate) use norm::{normalize_codes, normalize_on_grid};
 pub use pad::{Pad, PadMode, pad};
 pub use pool::{
     AvgPool, MaxPool2d, adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d, avg_pool1d,
@@ -58,6 +65,7 @@ pub use pool::{
 pub use reduce::{cumsum, mean, sum};
 pub use rotary::rotary;
 pub use softmax::{log_softmax, softmax};
+pub(crate) use softmax::{softmax_codes, softmax_on_grid};
 pub use unfold::{Unfold, unfold};
 pub use whole::{
     bitwise_and, bitwise_left_shift, bitwise_not, bitwise_or, bitwise_right_shift, bitwise_xor,

@@ -11,9 +11,11 @@
 //!    quantizer.
 
 mod call;
+mod codes;
 pub mod dispatch;
 mod integer;
 mod kernels;
+mod simulated;
 mod spec;
 mod table;
 

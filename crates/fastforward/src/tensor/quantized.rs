@@ -10,7 +10,9 @@ use ff_kernels::{CodeView, PackedFilter, PackedWeight, Tiling};
 
 use super::codes::CodeTensor;
 use super::context::QuantizationContext;
-use super::fake_quantize::{GridShape, check_device, fake_quantize, fake_quantize_learned};
+use super::fake_quantize::{
+    GridShape, check_device, fake_quantize, fake_quantize_in_place, fake_quantize_learned,
+};
 use super::view::{tensor_of, with_view};
 use super::{Error, Result};
 use crate::quantization::Granularity;
@@ -80,6 +82,19 @@ impl QuantizedTensor {
         Ok(Self::from_parts(context, codes, Some(values)))
     }
 
+    /// The same for a tensor that nobody else sees: in simulation the floats on the grid take the place of its own.
+    pub(crate) fn quantize_own(x: &Tensor, grid: &AffineGrid) -> Result<Self> {
+        if !x.track_op() && !flags::integer_execution() && x.dtype() == DType::F32 {
+            check_device(x)?;
+            let context = QuantizationContext::new(grid, x.dims(), x.dtype())?;
+            if context.is_per_tensor() && recovers(&context) && x.is_contiguous() {
+                fake_quantize_in_place(x, context.parameters())?;
+                return Ok(Self::from_parts(context, None, Some(x.clone())));
+            }
+        }
+        Self::quantize(x, grid)
+    }
+
     /// The same with a scale and an offset that learn: `f32` variables with one element per tile, whose values are those of
     /// `grid`.
     pub(crate) fn quantize_learned(
@@ -123,6 +138,23 @@ impl QuantizedTensor {
         // In the smallest type that holds every code of the grid, as if they had been made here.
         let codes = CodeTensor::new(Codes::from_i32(&wide, context.num_bits())?, context.shape())?;
         Ok(Self::from_parts(context, Some(codes), None))
+    }
+
+    /// Codes that a kernel made on this grid, in row-major order.
+    pub(crate) fn from_own_codes(
+        codes: Vec<i8>,
+        grid: &AffineGrid,
+        shape: &[usize],
+    ) -> Result<Self> {
+        let context = QuantizationContext::new(grid, shape, DType::F32)?;
+        Ok(Self::from_parts(context, Some(CodeTensor::new(Codes::I8(codes), shape)?), None))
+    }
+
+    /// Values without history that a kernel put on this grid, one from whose values codes can be found again.
+    pub(crate) fn from_own_values(values: Tensor, grid: &AffineGrid) -> Result<Self> {
+        let context = QuantizationContext::new(grid, values.dims(), values.dtype())?;
+        debug_assert!(recovers(&context));
+        Ok(Self::from_parts(context, None, Some(values)))
     }
 
     fn from_parts(
@@ -193,6 +225,11 @@ impl QuantizedTensor {
     /// The codes if they are there already.
     pub(crate) fn ready_codes(&self) -> Option<&CodeTensor> {
         self.0.codes.get()
+    }
+
+    /// The floats if they are there already.
+    pub(crate) fn ready_values(&self) -> Option<&Tensor> {
+        self.0.values.get()
     }
 
     /// The floats that the codes stand for, `(q + round(o)) · s`, of the type that was quantized. Gradients flow through.

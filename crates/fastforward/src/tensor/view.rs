@@ -50,6 +50,14 @@ pub(crate) fn view_of<'a>(all: &'a [f32], layout: &'a Layout) -> Result<ArrayVie
     })
 }
 
+/// Where the `f32` elements of a tensor and of all its views lie; `None` if there are none.
+pub(crate) fn memory_of(x: &Tensor) -> Option<*const f32> {
+    match &*x.storage_and_layout().0 {
+        Storage::Cpu(CpuStorage::F32(all)) if !all.is_empty() => Some(all.as_ptr()),
+        _ => None,
+    }
+}
+
 /// One input of a batch of data as a tensor: floats as F32, integers as I64.
 ///
 /// ```

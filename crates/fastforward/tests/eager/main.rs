@@ -3,6 +3,7 @@
 
 mod corners;
 mod documentation;
+mod fused;
 mod integer;
 mod kept;
 mod quantized;

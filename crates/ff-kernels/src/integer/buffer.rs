@@ -72,4 +72,4 @@ macro_rules! pooled {
         }
     )*};
 }
-pooled!(u8, i8, i32, i64);
+pooled!(u8, i8, i32, i64, f32);

@@ -10,6 +10,8 @@ use super::view::{CodeView, elements};
 use super::weight::{PackedWeight, survey};
 use crate::affine::Affine;
 use crate::error::{KernelError, check_len};
+use crate::simd::{Vectorized, dispatch};
+use crate::uniform::Uniform;
 
 /// Writes `out[i, j] = s_a[i]·s_w[j]·Σ_k (q_a[i, k] + o_a[i])(q_w[j, k] + o_w[j]) + bias[j]`.
 ///
@@ -32,9 +34,40 @@ pub fn integer_linear(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) -> Result<(), KernelError> {
-    let job = Job::new((a, a_affine), (weight.shape(), weight.range(), w_affine), bias, out)?;
-    job.run(&Product::shared(), a, weight, bias, out);
+    let job = Job::new((a, a_affine), (weight.shape(), weight.range(), w_affine), bias, out.len())?;
+    job.run(&Product::shared(), a, weight, bias, Target::Floats(out));
     Ok(())
+}
+
+/// [`integer_linear`], and each result [quantized](crate::quantize) while it is in the cache: `out` holds codes, and no float is
+/// kept. Says whether there was NaN, which infinite biases can make; the codes of such results mean nothing.
+///
+/// # Errors
+/// Those of [`integer_linear`].
+///
+/// ```
+/// use ff_kernels::{Affine, CodeView, IntegerGrid, PackedWeight, Uniform, integer_linear_codes};
+/// let weight = PackedWeight::new(CodeView::new(&[1, -2, 3, 4, 0, -1], [2, 3])?);
+/// let x = CodeView::new(&[10, 20, 30], [1, 3])?;
+/// let (x_affine, w_affine) =
+///     (Affine { scale: &[0.5], offset: Some(&[2.0]) }, Affine { scale: &[0.25, 1.0], offset: None });
+/// let to = Uniform::new(Affine { scale: &[0.25], offset: None }, IntegerGrid::signed(8)?)?;
+/// let mut out = [0; 2];
+/// assert!(!integer_linear_codes(x, x_affine, &weight, w_affine, Some(&[0.0, 1.0]), &to, &mut out)?);
+/// assert_eq!(out, [32, 36]); // 8 and 9
+/// # Ok::<(), ff_kernels::KernelError>(())
+/// ```
+pub fn integer_linear_codes(
+    a: CodeView<'_, 2>,
+    a_affine: Affine<'_>,
+    weight: &PackedWeight,
+    w_affine: Affine<'_>,
+    bias: Option<&[f32]>,
+    to: &Uniform,
+    out: &mut [i8],
+) -> Result<bool, KernelError> {
+    let job = Job::new((a, a_affine), (weight.shape(), weight.range(), w_affine), bias, out.len())?;
+    Ok(job.run(&Product::shared(), a, weight, bias, Target::Codes(to, out)))
 }
 
 /// [`integer_linear`] by its definition, in 128-bit integers, on the plain codes of the weight
@@ -51,7 +84,7 @@ pub fn integer_linear_reference(
     out: &mut [f32],
 ) -> Result<(), KernelError> {
     let range = survey(weight.transposed()).0;
-    let job = Job::new((a, a_affine), (weight.shape(), range, w_affine), bias, out)?;
+    let job = Job::new((a, a_affine), (weight.shape(), range, w_affine), bias, out.len())?;
     let ([rows, n_in], [n_out, _]) = (a.shape(), weight.shape());
     for i in 0..rows {
         for j in 0..n_out {
@@ -88,11 +121,11 @@ impl Job {
         (a, a_affine): (CodeView<'_, 2>, Affine<'_>),
         ([n_out, n_in], range, w_affine): ([usize; 2], (i8, i8), Affine<'_>),
         bias: Option<&[f32]>,
-        out: &[f32],
+        out: usize,
     ) -> Result<Self, KernelError> {
         let [rows, columns] = a.shape();
         check_len("row of activation codes", n_in, columns)?;
-        check_len("output", elements(&[rows, n_out])?, out.len())?;
+        check_len("output", elements(&[rows, n_out])?, out)?;
         check_len("bias", n_out, bias.map_or(n_out, <[f32]>::len))?;
         let left = Operand::new(&ACTIVATION, a_affine, rows)?;
         let right = Operand::new(&WEIGHT, w_affine, n_out)?;
@@ -106,8 +139,8 @@ impl Job {
         a: CodeView<'_, 2>,
         weight: &PackedWeight,
         bias: Option<&[f32]>,
-        out: &mut [f32],
-    ) {
+        out: Target<'_>,
+    ) -> bool {
         let (left, right) = (&self.left, &self.right);
         match self.width {
             Width::Narrow => rows::<i32>(product, (a, left), (weight, right), bias, out),
@@ -116,17 +149,23 @@ impl Job {
     }
 }
 
-/// Computes all rows, in chunks side by side.
+/// Where results go.
+pub(super) enum Target<'a> {
+    Floats(&'a mut [f32]),
+    Codes(&'a Uniform, &'a mut [i8]),
+}
+
+/// Computes all rows, in chunks side by side, and says whether NaN was quantized.
 pub(super) fn rows<S: Sum>(
     product: &Product,
     (a, left): (CodeView<'_, 2>, &Operand),
     (weight, right): (&PackedWeight, &Operand),
     bias: Option<&[f32]>,
-    out: &mut [f32],
-) {
+    out: Target<'_>,
+) -> bool {
     let [n_out, _] = weight.shape();
     if n_out == 0 {
-        return;
+        return false;
     }
     let columns = Columns::<S>::new(weight.sums(), right, bias);
     let chunk_of_rows = |(chunk, out): (usize, &mut [f32])| {
@@ -171,11 +210,41 @@ pub(super) fn rows<S: Sum>(
             first += width;
         }
     };
-    if out.len() <= ROWS * n_out {
-        // Waking a thread for a single row would cost more than the row.
-        chunk_of_rows((0, out));
-    } else {
-        out.par_chunks_mut(ROWS * n_out).enumerate().for_each(chunk_of_rows);
+    let chunk_of_codes = |to: &Uniform, chunk: usize, codes: &mut [i8]| {
+        let mut floats = Buffer::<f32>::take(codes.len());
+        chunk_of_rows((chunk, &mut floats));
+        dispatch(ToCodes { to, floats: &floats, codes })
+    };
+    // Waking a thread for a single chunk would cost more than the chunk.
+    match out {
+        Target::Floats(out) if out.len() <= ROWS * n_out => chunk_of_rows((0, out)),
+        Target::Floats(out) => {
+            out.par_chunks_mut(ROWS * n_out).enumerate().for_each(chunk_of_rows);
+        }
+        Target::Codes(to, codes) if codes.len() <= ROWS * n_out => {
+            return chunk_of_codes(to, 0, codes);
+        }
+        Target::Codes(to, codes) => {
+            let chunks = codes.par_chunks_mut(ROWS * n_out).enumerate();
+            let found = chunks.map(|(chunk, codes)| chunk_of_codes(to, chunk, codes));
+            return found.reduce(|| false, |a, b| a | b);
+        }
+    }
+    false
+}
+
+struct ToCodes<'a> {
+    to: &'a Uniform,
+    floats: &'a [f32],
+    codes: &'a mut [i8],
+}
+
+impl Vectorized for ToCodes<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        self.to.codes(self.floats, self.codes)
     }
 }
 

@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::linear::rows;
+use super::linear::{Target, rows};
 use super::operand::{ANY_CODE, LEFT, Operand, RIGHT, Width};
 use super::product::Product;
 use super::view::{CodeView, elements};
 use super::weight::PackedWeight;
 use crate::affine::Affine;
 use crate::error::{KernelError, check_len};
+use crate::uniform::Uniform;
 
 /// Writes `out[b, i, j] = s_l·s_r·Σ_k (q_l[b, i, k] + o_l)(q_r[b, k, j] + o_r)`.
 ///
@@ -38,9 +39,26 @@ pub fn integer_matmul(
     right_affine: Affine<'_>,
     out: &mut [f32],
 ) -> Result<(), KernelError> {
-    let job = Job::new((left, left_affine), (right, right_affine), out)?;
-    job.run(&Product::shared(), left, right, out);
+    let job = Job::new((left, left_affine), (right, right_affine), out.len())?;
+    job.run(&Product::shared(), left, right, Target::Floats(out));
     Ok(())
+}
+
+/// [`integer_matmul`], and each result [quantized](crate::quantize) while it is in the cache; says whether there was NaN, which
+/// sums without a bias never make.
+///
+/// # Errors
+/// As [`integer_linear`](super::integer_linear).
+pub fn integer_matmul_codes(
+    left: CodeView<'_, 3>,
+    left_affine: Affine<'_>,
+    right: CodeView<'_, 3>,
+    right_affine: Affine<'_>,
+    to: &Uniform,
+    out: &mut [i8],
+) -> Result<bool, KernelError> {
+    let job = Job::new((left, left_affine), (right, right_affine), out.len())?;
+    Ok(job.run(&Product::shared(), left, right, Target::Codes(to, out)))
 }
 
 /// [`integer_matmul`] by its definition, in 128-bit integers.
@@ -54,7 +72,7 @@ pub fn integer_matmul_reference(
     right_affine: Affine<'_>,
     out: &mut [f32],
 ) -> Result<(), KernelError> {
-    let job = Job::new((left, left_affine), (right, right_affine), out)?;
+    let job = Job::new((left, left_affine), (right, right_affine), out.len())?;
     let ([batch, m, depth], [_, _, n]) = (left.shape(), right.shape());
     let scale = job.left.scale(0) * job.right.scale(0);
     for b in 0..batch {
@@ -82,12 +100,12 @@ impl Job {
     fn new(
         (left, left_affine): (CodeView<'_, 3>, Affine<'_>),
         (right, right_affine): (CodeView<'_, 3>, Affine<'_>),
-        out: &[f32],
+        out: usize,
     ) -> Result<Self, KernelError> {
         let ([batch, m, depth], [right_batch, right_depth, n]) = (left.shape(), right.shape());
         check_len("batch of the right codes", batch, right_batch)?;
         check_len("column of the right codes", depth, right_depth)?;
-        check_len("output", elements(&[batch, m, n])?, out.len())?;
+        check_len("output", elements(&[batch, m, n])?, out)?;
         let left = Operand::new(&LEFT, left_affine, 1)?;
         let right = Operand::new(&RIGHT, right_affine, 1)?;
         let width = Width::of(depth, (&left, ANY_CODE), (&right, ANY_CODE))?;
@@ -99,24 +117,42 @@ impl Job {
         product: &Product,
         left: CodeView<'_, 3>,
         right: CodeView<'_, 3>,
-        out: &mut [f32],
-    ) {
-        if out.is_empty() {
-            return;
-        }
+        out: Target<'_>,
+    ) -> bool {
         let ([batch, m, _], [_, _, n]) = (left.shape(), right.shape());
+        if batch * m * n == 0 {
+            return false;
+        }
         let pack = |b| PackedWeight::pack(product, right.matrix(b).transposed());
-        let multiply = |b, right: &PackedWeight, out: &mut [f32]| {
+        let shared = (batch == 1 || right.strides()[0] == 0).then(|| pack(0));
+        let multiply = |b: usize, out: Target<'_>| {
+            let own;
+            let right = match &shared {
+                Some(right) => right,
+                None => {
+                    own = pack(b);
+                    &own
+                }
+            };
             let (left, right) = ((left.matrix(b), &self.left), (right, &self.right));
             match self.width {
                 Width::Narrow => rows::<i32>(product, left, right, None, out),
                 Width::Wide => rows::<i64>(product, left, right, None, out),
             }
         };
-        let shared = (batch == 1 || right.strides()[0] == 0).then(|| pack(0));
-        out.par_chunks_mut(m * n).enumerate().for_each(|(b, out)| match &shared {
-            Some(right) => multiply(b, right, out),
-            None => multiply(b, &pack(b), out),
-        });
+        match out {
+            Target::Floats(out) => {
+                let matrices = out.par_chunks_mut(m * n).enumerate();
+                matrices.for_each(|(b, out)| {
+                    multiply(b, Target::Floats(out));
+                });
+                false
+            }
+            Target::Codes(to, out) => {
+                let matrices = out.par_chunks_mut(m * n).enumerate();
+                let found = matrices.map(|(b, out)| multiply(b, Target::Codes(to, out)));
+                found.reduce(|| false, |a, b| a | b)
+            }
+        }
     }
 }

@@ -24,8 +24,8 @@ fn splitting_for_machines_that_saturate_changes_nothing() {
         let weight = PackedWeight::pack(&product, w);
         let mut fast = vec![0.0; rows * n_out];
         let right = (weight.shape(), weight.range(), affine);
-        let job = linear::Job::new((a, affine), right, None, &fast).unwrap();
-        job.run(&product, a, &weight, None, &mut fast);
+        let job = linear::Job::new((a, affine), right, None, fast.len()).unwrap();
+        job.run(&product, a, &weight, None, linear::Target::Floats(&mut fast));
         assert_eq!(fast, plain, "{lo}..={hi}");
 
         let x = CodeView::new(&a.memory()[..2 * 6 * 100], [2, 6, 10, 10]).unwrap();

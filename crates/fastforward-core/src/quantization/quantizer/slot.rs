@@ -83,6 +83,30 @@ pub trait QuantizerOverride: Any + Send + Sync {
         next: &dyn Fn(ArrayView<'_>) -> Result<Flow, Error>,
         x: ArrayView<'_>,
     ) -> Result<Flow, Error>;
+
+    /// This override as one that only looks, if it is one. [`call`](Self::call) must then do what [`Onlooker::look`] says.
+    fn as_onlooker(&self) -> Option<&dyn Onlooker> {
+        None
+    }
+}
+
+/// An override that looks at data and leaves it as it is: a statistic, a switch. An engine that quantizes by itself shows it
+/// the data where they lie, and needs no copy.
+pub trait Onlooker {
+    /// Looks at `x`, and says where it goes. The memory of `x` may be locked for reading: a tensor must not be changed from here.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the data.
+    fn look(&self, quantizer: &dyn Quantizer, x: ArrayView<'_>) -> Result<Onward, Error>;
+}
+
+/// Where data goes that an [`Onlooker`] saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onward {
+    /// To the next older override, and finally to the quantizer.
+    Next,
+    /// Out of the slot as it came.
+    Out,
 }
 
 impl QuantizerSlot {

@@ -1,9 +1,10 @@
 //! Functions of one element, each with its exact derivative.
 
 use candle_core::Tensor;
+use ff_kernels::Uniform;
 
 use super::custom::{Kernel, apply};
-use super::parallel::map;
+use super::parallel::{map, map_then};
 use super::real::Real;
 use crate::tensor::Result;
 
@@ -92,7 +93,27 @@ macro_rules! elementwise {
         pub fn $name(x: &Tensor) -> Result<Tensor> {
             apply(Unary($kernel), [x], x.shape())
         }
-    )*};
+    )*
+
+        /// The operator of this name on values, its results on a grid; `None` for one that is not in this list.
+        pub(crate) fn elementwise_on_grid(name: &str, x: &[f32], to: &Uniform) -> Option<Vec<f32>> {
+            match name {
+                $(stringify!($name) => Some(on_grid(&$kernel, x, to)),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+/// A function of each element, its results on a grid.
+pub(super) fn on_grid<E: Elementwise>(f: &E, x: &[f32], to: &Uniform) -> Vec<f32> {
+    map_then(
+        [x],
+        #[inline(always)]
+        |[x]| f.value(x),
+        #[inline(always)]
+        |results| to.fake_quantize_block(results),
+    )
 }
 
 elementwise! {

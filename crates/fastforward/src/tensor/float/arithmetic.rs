@@ -3,9 +3,11 @@
 mod pair;
 
 use candle_core::Tensor;
+use ff_kernels::Uniform;
 
-use self::pair::{Pair, run};
+use self::pair::{Pair, run, run_codes, run_on_grid};
 use super::activation::{Elementwise, Unary};
+use super::codes::{CodesOf, Quantized};
 use super::custom::apply;
 use super::real::Real;
 use super::whole::{self, WholeResult};
@@ -116,6 +118,50 @@ impl Pair for Sub {
     #[inline(always)]
     fn by_b<T: Real>(&self, _a: T, _b: T) -> T {
         -T::of(self.0)
+    }
+}
+
+/// Operators of two operands that there are from codes to codes, and from values to values on a grid.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum CodePair {
+    /// With `alpha`.
+    Add(f64),
+    /// With `alpha`.
+    Sub(f64),
+    Mul,
+    Div,
+}
+
+/// Such an operator on codes of equal shapes, as codes.
+pub(crate) fn pair_codes(pair: CodePair, operands: [CodesOf<'_>; 2], to: &Uniform) -> Quantized {
+    match pair {
+        CodePair::Add(alpha) => run_codes(Add(alpha), operands, to),
+        CodePair::Sub(alpha) => run_codes(Sub(alpha), operands, to),
+        CodePair::Mul => run_codes(Mul, operands, to),
+        CodePair::Div => run_codes(Div, operands, to),
+    }
+}
+
+/// A second operand of [`pair_on_grid`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ValuesOrNumber<'a> {
+    /// As many as of the first.
+    Values(&'a [f32]),
+    Number(f64),
+}
+
+/// Such an operator on values, the results on a grid.
+pub(crate) fn pair_on_grid(
+    pair: CodePair,
+    a: &[f32],
+    b: ValuesOrNumber<'_>,
+    to: &Uniform,
+) -> Vec<f32> {
+    match pair {
+        CodePair::Add(alpha) => run_on_grid(Add(alpha), a, b, to),
+        CodePair::Sub(alpha) => run_on_grid(Sub(alpha), a, b, to),
+        CodePair::Mul => run_on_grid(Mul, a, b, to),
+        CodePair::Div => run_on_grid(Div, a, b, to),
     }
 }
 

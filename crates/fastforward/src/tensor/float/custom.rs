@@ -403,6 +403,25 @@ fn gather<T: Copy>(data: &[T], at: usize, dims: &[usize], strides: &[usize], out
     }
 }
 
+/// What `f` makes of the elements of `f32` tensors, each in row-major order.
+///
+/// # Errors
+/// Tensors of another type, or not on the CPU.
+pub(crate) fn from_floats<const N: usize>(
+    tensors: [&Tensor; N],
+    mut f: impl FnMut([&[f32]; N]) -> Vec<f32>,
+) -> Result<Vec<f32>> {
+    let mut out = Vec::new();
+    with_storages(&tensors, |operands| {
+        let slices: Option<Vec<_>> =
+            operands.iter().map(|(storage, layout)| f32::dense(storage, layout)).collect();
+        let slices = slices.ok_or_else(|| mixed("reading floats"))?;
+        out = f(std::array::from_fn(|i| &slices[i][..]));
+        Ok(())
+    })?;
+    Ok(out)
+}
+
 /// Gives the storages of all tensors to `f` at once.
 ///
 /// The locks are taken as candle takes them for an operator: a tensor may occur twice, also while another thread waits

@@ -6,8 +6,11 @@
 mod operands;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
+use ff_kernels::Uniform;
+use ff_kernels::simd::{Vectorized, dispatch};
 use half::{bf16, f16};
 
+pub(crate) use self::operands::merge;
 use self::operands::{batch_of, contiguous, gemm, rows_of, several_dtypes, widen};
 use super::custom::{Stored, check_floats, dense};
 use super::reduce::{column_sums, sum_to};
@@ -33,6 +36,25 @@ use crate::tensor::{Error, Result};
 ///
 /// Shapes that do not fit; operands of several dtypes, of one that is no float, or not on the CPU.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_then(x, weight, bias, None)
+}
+
+/// [`linear`] of `f32` operands that track nothing, the results on a grid.
+pub(crate) fn linear_on_grid(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    to: Uniform,
+) -> Result<Tensor> {
+    linear_then(x, weight, Some(bias), Some(to))
+}
+
+fn linear_then(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    to: Option<Uniform>,
+) -> Result<Tensor> {
     if weight.rank() == 1 {
         let bias = match bias {
             Some(bias) if bias.elem_count() == 1 => Some(bias.reshape(1)?),
@@ -47,7 +69,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
             }
             None => None,
         };
-        let y = linear(x, &weight.unsqueeze(0)?, bias.as_ref())?;
+        let y = linear_then(x, &weight.unsqueeze(0)?, bias.as_ref(), to)?;
         return Ok(y.squeeze(y.rank() - 1)?);
     }
     let (x_dims, weight_dims) = (x.dims(), weight.dims());
@@ -67,7 +89,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
             ),
         ));
     }
-    let op = Linear { m: leading.iter().product(), k, n, leading: leading.to_vec() };
+    let op = Linear { m: leading.iter().product(), k, n, leading: leading.to_vec(), to };
     let Some(bias) = bias else {
         check_floats("linear", &[x, weight])?;
         let tracks = x.track_op() || weight.track_op();
@@ -314,6 +336,8 @@ struct Linear {
     k: usize,
     n: usize,
     leading: Vec<usize>,
+    /// Where the sums with the bias are put, if on a grid.
+    to: Option<Uniform>,
 }
 
 impl Linear {
@@ -403,7 +427,11 @@ impl CustomOp3 for Linear {
                 CpuStorage::F64(add_bias(y, &dense(bias, bias_layout)))
             }
             (CpuStorage::F32(y), CpuStorage::F32(bias)) => {
-                CpuStorage::F32(add_bias(y, &dense(bias, bias_layout)))
+                let bias = dense(bias, bias_layout);
+                CpuStorage::F32(match &self.to {
+                    Some(to) => add_bias_on_grid(y, &bias, to),
+                    None => add_bias(y, &bias),
+                })
             }
             (CpuStorage::F32(y), CpuStorage::F16(_)) => {
                 let bias = f16::dense(bias, bias_layout).unwrap_or_default();
@@ -432,6 +460,42 @@ impl CustomOp3 for Linear {
             false => None,
         };
         Ok((x, weight, bias))
+    }
+}
+
+/// [`add_bias`], and each sum put on a grid while it is in the cache.
+fn add_bias_on_grid(mut y: Vec<f32>, bias: &[f32], to: &Uniform) -> Vec<f32> {
+    use rayon::prelude::*;
+    if bias.is_empty() {
+        return y;
+    }
+    let rows = ((1 << 14) / bias.len()).max(1);
+    let finish = |y: &mut [f32]| dispatch(BiasOnGrid { y, bias, to });
+    if y.len() < 1 << 15 {
+        finish(&mut y);
+    } else {
+        y.par_chunks_mut(rows * bias.len()).for_each(finish);
+    }
+    y
+}
+
+struct BiasOnGrid<'a> {
+    y: &'a mut [f32],
+    bias: &'a [f32],
+    to: &'a Uniform,
+}
+
+impl Vectorized for BiasOnGrid<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for y in self.y.chunks_exact_mut(self.bias.len()) {
+            for (y, &bias) in y.iter_mut().zip(self.bias) {
+                *y += bias;
+            }
+            self.to.fake_quantize_block(y);
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! Normalization within each sample: layer, root-mean-square and group normalization.
 
 use candle_core::{DType, Shape, Tensor};
+use ff_kernels::Uniform;
 
+use super::codes::{CodesOf, Quantized, quantize_rows};
 use super::custom::{Kernel, apply, in_wider};
 use super::parallel::{fill_rows, sum_of, sum_rows};
 use super::real::Real;
@@ -131,18 +133,13 @@ fn over_last_axes(
         check_parameter(name, operand, tensor, normalized_shape)?;
     }
     let n_columns = normalized_shape.iter().product::<usize>();
-    let kernel = Normalize {
-        name,
-        n_rows: x.elem_count().checked_div(n_columns).unwrap_or(0),
-        n_columns,
-        groups: 1,
-        n_parameters: n_columns,
-        spatial: 1,
-        centered,
-        has_weight: weight.is_some(),
-        eps,
-    };
-    run(kernel, x, weight, bias)
+    let n_rows = x.elem_count().checked_div(n_columns).unwrap_or(0);
+    run(
+        Normalize::rows(name, [n_rows, n_columns], weight.is_some(), eps, centered),
+        x,
+        weight,
+        bias,
+    )
 }
 
 pub(super) fn check_parameter(
@@ -198,6 +195,27 @@ struct Normalize {
 }
 
 impl Normalize {
+    /// Rows of neighbouring elements, each with a parameter of its own.
+    fn rows(
+        name: &'static str,
+        [n_rows, n_columns]: [usize; 2],
+        has_weight: bool,
+        eps: f64,
+        centered: bool,
+    ) -> Self {
+        Self {
+            name,
+            n_rows,
+            n_columns,
+            groups: 1,
+            n_parameters: n_columns,
+            spatial: 1,
+            centered,
+            has_weight,
+            eps,
+        }
+    }
+
     /// Mean (zero if it is not subtracted) and reciprocal deviation.
     #[inline(always)]
     fn statistics<T: Real>(&self, x: &[T]) -> (T, T) {
@@ -229,6 +247,47 @@ impl Normalize {
         )
     }
 
+    /// One row normalized.
+    #[inline(always)]
+    fn row<T: Real>(
+        &self,
+        row: usize,
+        x: &[T],
+        weight: Option<&[T]>,
+        bias: Option<&[T]>,
+        out: &mut [T],
+    ) {
+        let (mean, scale) = self.statistics(x);
+        let weight = self.parameters(weight, row);
+        let bias = self.parameters(bias, row);
+        match (weight, bias) {
+            (None, None) => fill(
+                out,
+                1,
+                #[inline(always)]
+                |i, _| (x[i] - mean) * scale,
+            ),
+            (Some(weight), None) => fill(
+                out,
+                self.spatial,
+                #[inline(always)]
+                |i, p| (x[i] - mean) * scale * weight[p],
+            ),
+            (None, Some(bias)) => fill(
+                out,
+                self.spatial,
+                #[inline(always)]
+                |i, p| (x[i] - mean) * scale + bias[p],
+            ),
+            (Some(weight), Some(bias)) => fill(
+                out,
+                self.spatial,
+                #[inline(always)]
+                |i, p| (x[i] - mean) * scale * weight[p] + bias[p],
+            ),
+        }
+    }
+
     fn split<'a, T, const N: usize>(
         &self,
         inputs: [&'a [T]; N],
@@ -255,6 +314,46 @@ fn fill<T: Real>(out: &mut [T], spatial: usize, f: impl Fn(usize, usize) -> T) {
     }
 }
 
+/// [`layer_norm`], or without `centered` [`rms_norm`], of codes in rows as long as the parameters, as codes.
+pub(crate) fn normalize_codes(
+    x: CodesOf<'_>,
+    n_columns: usize,
+    [weight, bias]: [Option<&[f32]>; 2],
+    (eps, centered): (f64, bool),
+    to: &Uniform,
+) -> Quantized {
+    let n_rows = x.codes.len().checked_div(n_columns).unwrap_or(0);
+    let normalize = Normalize::rows("", [n_rows, n_columns], weight.is_some(), eps, centered);
+    quantize_rows(
+        [x],
+        n_columns,
+        to,
+        #[inline(always)]
+        |row, [x], out| normalize.row(row, x, weight, bias, out),
+    )
+}
+
+/// The same of values, the results on a grid.
+pub(crate) fn normalize_on_grid(
+    x: &[f32],
+    n_columns: usize,
+    [weight, bias]: [Option<&[f32]>; 2],
+    (eps, centered): (f64, bool),
+    to: &Uniform,
+) -> Vec<f32> {
+    let n_rows = x.len().checked_div(n_columns).unwrap_or(0);
+    let normalize = Normalize::rows("", [n_rows, n_columns], weight.is_some(), eps, centered);
+    fill_rows(
+        n_rows,
+        n_columns,
+        #[inline(always)]
+        |row, out| {
+            normalize.row(row, &x[row * n_columns..][..n_columns], weight, bias, out);
+            to.fake_quantize_block(out);
+        },
+    )
+}
+
 impl<const N: usize> Kernel<N> for Normalize {
     fn name(&self) -> &'static str {
         self.name
@@ -267,38 +366,7 @@ impl<const N: usize> Kernel<N> for Normalize {
             self.n_rows,
             n,
             #[inline(always)]
-            |row, out| {
-                let x = &x[row * n..][..n];
-                let (mean, scale) = self.statistics(x);
-                let weight = self.parameters(weight, row);
-                let bias = self.parameters(bias, row);
-                match (weight, bias) {
-                    (None, None) => fill(
-                        out,
-                        1,
-                        #[inline(always)]
-                        |i, _| (x[i] - mean) * scale,
-                    ),
-                    (Some(weight), None) => fill(
-                        out,
-                        self.spatial,
-                        #[inline(always)]
-                        |i, p| (x[i] - mean) * scale * weight[p],
-                    ),
-                    (None, Some(bias)) => fill(
-                        out,
-                        self.spatial,
-                        #[inline(always)]
-                        |i, p| (x[i] - mean) * scale + bias[p],
-                    ),
-                    (Some(weight), Some(bias)) => fill(
-                        out,
-                        self.spatial,
-                        #[inline(always)]
-                        |i, p| (x[i] - mean) * scale * weight[p] + bias[p],
-                    ),
-                }
-            },
+            |row, out| self.row(row, &x[row * n..][..n], weight, bias, out),
         )
     }
 

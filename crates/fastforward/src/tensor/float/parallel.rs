@@ -24,17 +24,34 @@ pub(super) fn map<T: Real, const N: usize>(
     inputs: [&[T]; N],
     f: impl Fn([T; N]) -> T + Sync,
 ) -> Vec<T> {
+    map_then(
+        inputs,
+        f,
+        #[inline(always)]
+        |_| {},
+    )
+}
+
+/// [`map`], and then something done with the results block by block, while each is in the cache. `then` must be
+/// `#[inline(always)]`, too, and see elements by themselves: the last block is filled up with others.
+pub(super) fn map_then<T: Real, const N: usize>(
+    inputs: [&[T]; N],
+    f: impl Fn([T; N]) -> T + Sync,
+    then: impl Fn(&mut [T; BLOCK]) + Sync,
+) -> Vec<T> {
     let len = inputs[0].len();
     let whole = inputs.map(|input| input.as_chunks::<BLOCK>().0);
     let block = |i: usize| match i * BLOCK {
-        start if start + BLOCK <= len => dispatch(MapBlock { inputs: whole.map(|w| &w[i]), f: &f }),
+        start if start + BLOCK <= len => {
+            dispatch(MapBlock { inputs: whole.map(|w| &w[i]), f: &f, then: &then })
+        }
         start => {
             let padded = inputs.map(|input| {
                 let mut padded = [T::ZERO; BLOCK];
                 padded[..len - start].copy_from_slice(&input[start..len]);
                 padded
             });
-            dispatch(MapBlock { inputs: padded.each_ref(), f: &f })
+            dispatch(MapBlock { inputs: padded.each_ref(), f: &f, then: &then })
         }
     };
     let blocks = len.div_ceil(BLOCK);
@@ -48,12 +65,15 @@ pub(super) fn map<T: Real, const N: usize>(
     out
 }
 
-struct MapBlock<'a, T, F, const N: usize> {
+struct MapBlock<'a, T, F, G, const N: usize> {
     inputs: [&'a [T; BLOCK]; N],
     f: &'a F,
+    then: &'a G,
 }
 
-impl<T: Real, F: Fn([T; N]) -> T, const N: usize> Vectorized for MapBlock<'_, T, F, N> {
+impl<T: Real, F: Fn([T; N]) -> T, G: Fn(&mut [T; BLOCK]), const N: usize> Vectorized
+    for MapBlock<'_, T, F, G, N>
+{
     type Output = [T; BLOCK];
 
     #[inline(always)]
@@ -65,6 +85,7 @@ impl<T: Real, F: Fn([T; N]) -> T, const N: usize> Vectorized for MapBlock<'_, T,
                 |k| self.inputs[k][i],
             ));
         }
+        (self.then)(&mut out);
         out
     }
 }

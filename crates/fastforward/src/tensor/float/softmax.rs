@@ -1,7 +1,9 @@
 //! Softmax and its logarithm along one axis.
 
 use candle_core::{DType, Tensor};
+use ff_kernels::Uniform;
 
+use super::codes::{CodesOf, Quantized, quantize_rows};
 use super::custom::{Kernel, apply};
 use super::parallel::{fill_rows, max_of, sum_of};
 use super::real::Real;
@@ -56,6 +58,30 @@ fn run(x: &Tensor, dim: i64, dtype: Option<DType>, logarithm: bool) -> Result<Te
     };
     check_float(name, "the input", x)?;
     apply(kernel(around), [x], x.shape())
+}
+
+/// [`softmax`] of codes in rows of `n_columns`, as codes.
+pub(crate) fn softmax_codes(x: CodesOf<'_>, n_columns: usize, to: &Uniform) -> Quantized {
+    quantize_rows(
+        [x],
+        n_columns,
+        to,
+        #[inline(always)]
+        |_, [x], out| row_forward(x, out, false),
+    )
+}
+
+/// [`softmax`] of values in rows of `n_columns`, which is not zero, the results on a grid.
+pub(crate) fn softmax_on_grid(x: &[f32], n_columns: usize, to: &Uniform) -> Vec<f32> {
+    fill_rows(
+        x.len() / n_columns,
+        n_columns,
+        #[inline(always)]
+        |row, out| {
+            row_forward(&x[row * n_columns..][..n_columns], out, false);
+            to.fake_quantize_block(out);
+        },
+    )
 }
 
 struct Softmax {

@@ -8,6 +8,8 @@ use candle_core::Tensor;
 use super::dispatch;
 use super::spec::{OperatorSpec, Role};
 use crate::quantization::quantizer::QuantizerSlot;
+use crate::tensor::apply::apply_own;
+use crate::tensor::view::memory_of;
 use crate::tensor::{Apply, Error, Result, Value, record};
 use crate::{ErrorKind, flags};
 
@@ -48,7 +50,7 @@ impl<'a> Output<'a> {
     }
 
     /// Whether strict mode holds: as the call says, else the slot, else the thread. There is none in export mode.
-    fn is_strict(&self) -> bool {
+    pub(super) fn is_strict(&self) -> bool {
         let slot = || self.slot.and_then(QuantizerSlot::strictness);
         !flags::exporting() && self.strict.or_else(slot).unwrap_or_else(flags::strict)
     }
@@ -235,9 +237,29 @@ impl<'a> Call<'a> {
         }
         let name = self.operator.name;
         self.values().for_each(|value| record::into_operator(name, value));
-        let result = Value::from(float()?);
+        let result = float()?;
+        let slot = self.output.slot.filter(|slot| !slot.is_stub());
+        if let Some(slot) = slot.filter(|_| !record::is_recording() && self.is_new(&result)) {
+            return apply_own(slot, result);
+        }
+        let result = Value::from(result);
         record::out_of_operator(name, &result);
         self.finish(result)
+    }
+
+    /// Whether a result lies in memory that no operand has: some operators give a view of what they took, or that itself.
+    fn is_new(&self, result: &Tensor) -> bool {
+        let Some(memory) = memory_of(result) else { return false };
+        let is_elsewhere = |tensor: &Tensor| memory_of(tensor) != Some(memory);
+        let values = self.values().all(|value| match value {
+            Value::Float(tensor) => is_elsewhere(tensor),
+            Value::Quantized(tensor) => tensor.ready_values().is_none_or(is_elsewhere),
+        });
+        let plain = self.arguments.iter().all(|argument| match argument {
+            Argument::Plain(tensor) => is_elsewhere(tensor),
+            _ => true,
+        });
+        values && plain
     }
 
     /// Fails with every operand that strict mode refuses.

@@ -28,7 +28,7 @@ use std::ops::{BitAnd, BitOr, Not};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
-use super::{Call, find as find_operator, integer, kernels};
+use super::{Call, codes, find as find_operator, integer, kernels, simulated};
 use crate::tensor::{Error, Result, Value};
 
 /// Decides whether a kernel can run a call. Predicates combine with `&`, `|` and `!`; the second is asked only if the first
@@ -131,7 +131,10 @@ type Registry = HashMap<&'static str, Arc<[Entry]>>;
 
 static REGISTRY: LazyLock<RwLock<Registry>> = LazyLock::new(|| {
     let mut registry = Registry::new();
-    for (operator, predicate, kernel) in kernels::built_in().into_iter().chain(integer::built_in())
+    for (operator, predicate, kernel) in
+        [kernels::built_in(), integer::built_in(), codes::built_in(), simulated::built_in()]
+            .into_iter()
+            .flatten()
     {
         let entry = Entry { id: 0, priority: Priority::Default, predicate, kernel };
         let mut entries = registry.get(operator).map_or_else(Vec::new, |entries| entries.to_vec());

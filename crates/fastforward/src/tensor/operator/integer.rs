@@ -10,10 +10,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use ff_kernels::{
     Affine, CodeView, ConvWindow, KernelError, MAX_OFFSET, integer_conv, integer_linear,
-    integer_matmul,
+    integer_linear_codes, integer_matmul, integer_matmul_codes,
 };
 
 use super::call::{Argument, Call};
+use super::codes::OutputGrid;
 use super::dispatch::{Kernel, Predicate};
 use crate::flags;
 use crate::tensor::float::{Conv, Padding};
@@ -36,7 +37,7 @@ pub(super) fn built_in() -> Vec<(&'static str, Predicate, Kernel)> {
 const MIN_ROWS: usize = 8;
 
 /// Whether a tensor can be an operand of an integer product.
-fn is_integer(x: &QuantizedTensor) -> bool {
+pub(super) fn is_integer(x: &QuantizedTensor) -> bool {
     let parameters = x.context().parameters();
     let offsets = parameters.offset.iter().flatten();
     x.num_bits() <= 8
@@ -47,7 +48,7 @@ fn is_integer(x: &QuantizedTensor) -> bool {
 }
 
 /// Whether integers may be used and strict mode has nothing to say.
-fn is_wanted(call: &Call<'_>) -> bool {
+pub(super) fn is_wanted(call: &Call<'_>) -> bool {
     flags::integer_execution() && call.output.allows_any()
 }
 
@@ -115,12 +116,20 @@ fn linear(call: &Call<'_>) -> Result<Value> {
     let codes = input.codes()?.contiguous();
     let view = CodeView::new(codes.as_i8()?, [rows, depth]).map_err(|error| wrong(call, &error))?;
     let bias = operands.bias()?;
-    let mut out = vec![0.0; rows * n_out];
-    let w_affine = affine(operands.weight);
-    integer_linear(view, affine(input), weight, w_affine, bias.as_deref(), &mut out)
-        .map_err(|error| wrong(call, &error))?;
     let mut shape = outer.to_vec();
     shape.push(n_out);
+    let (x_affine, w_affine, bias) = (affine(input), affine(operands.weight), bias.as_deref());
+    if let Some(to) = OutputGrid::of(call) {
+        let mut out = vec![0; rows * n_out];
+        let nan =
+            integer_linear_codes(view, x_affine, weight, w_affine, bias, &to.uniform, &mut out);
+        if !nan.map_err(|error| wrong(call, &error))? {
+            return to.tensor(out, &shape);
+        }
+    }
+    let mut out = vec![0.0; rows * n_out];
+    integer_linear(view, x_affine, weight, w_affine, bias, &mut out)
+        .map_err(|error| wrong(call, &error))?;
     call.finish(Tensor::from_vec(out, shape, &Device::Cpu)?)
 }
 
@@ -238,13 +247,22 @@ fn matmul(call: &Call<'_>) -> Result<Value> {
     let leading = left.rank() - 2;
     let batch: usize = left.dims()[..leading].iter().product();
     let (m, k, n) = (left.dims()[leading], right.dims()[leading], right.dims()[leading + 1]);
-    let (l, r) = (left.codes()?.contiguous(), right.codes()?.contiguous());
-    let l = CodeView::new(l.as_i8()?, [batch, m, k]).map_err(|error| wrong(call, &error))?;
-    let r = CodeView::new(r.as_i8()?, [batch, k, n]).map_err(|error| wrong(call, &error))?;
+    let (l, r) = (left.codes()?.matrices()?, right.codes()?.matrices()?);
+    let view = |codes, shape, strides| {
+        CodeView::strided(codes, shape, strides).map_err(|error| wrong(call, &error))
+    };
+    let (l, r) = (view(&l.0, [batch, m, k], l.1)?, view(&r.0, [batch, k, n], r.1)?);
+    let mut shape = left.dims()[..leading].to_vec();
+    shape.extend([m, n]);
+    if let Some(to) = OutputGrid::of(call) {
+        let mut out = vec![0; batch * m * n];
+        let nan = integer_matmul_codes(l, affine(left), r, affine(right), &to.uniform, &mut out);
+        if !nan.map_err(|error| wrong(call, &error))? {
+            return to.tensor(out, &shape);
+        }
+    }
     let mut out = vec![0.0; batch * m * n];
     integer_matmul(l, affine(left), r, affine(right), &mut out)
         .map_err(|error| wrong(call, &error))?;
-    let mut shape = left.dims()[..leading].to_vec();
-    shape.extend([m, n]);
     call.finish(Tensor::from_vec(out, shape, &Device::Cpu)?)
 }

@@ -1,14 +1,17 @@
 //! Operators of two operands from a function of two elements.
 
 use candle_core::{DType, Tensor};
+use ff_kernels::Uniform;
 
-use super::super::activation::{Elementwise, Unary};
+use super::super::activation::{Elementwise, Unary, on_grid};
 use super::super::broadcast::Broadcast;
+use super::super::codes::{CodesOf, ELEMENTS, Quantized, quantize_rows};
 use super::super::custom::{Kernel, apply, check_cpu, is_float};
+use super::super::parallel::map_then;
 use super::super::real::Real;
 use super::super::shape::broadcast_shape;
 use super::super::whole::{self, WholeResult};
-use super::Operand;
+use super::{Operand, ValuesOrNumber};
 use crate::tensor::Result;
 
 /// A function of two elements and its derivatives, all `#[inline(always)]`.
@@ -114,6 +117,40 @@ pub(super) fn run<P: Pair>(pair: P, a: &Tensor, b: Operand<'_>) -> Result<Tensor
             let broadcast = Broadcast::new(a.dims(), b.dims(), shape.dims());
             apply(Binary { pair, broadcast }, [&a, &b], shape)
         }
+    }
+}
+
+/// The operator of a pair on codes of equal shapes, as codes.
+pub(super) fn run_codes<P: Pair>(pair: P, operands: [CodesOf<'_>; 2], to: &Uniform) -> Quantized {
+    quantize_rows(
+        operands,
+        ELEMENTS,
+        to,
+        #[inline(always)]
+        |_, [a, b], out| {
+            for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                *out = pair.value(a, b);
+            }
+        },
+    )
+}
+
+/// The same on values of equal shapes, the results on a grid.
+pub(super) fn run_on_grid<P: Pair>(
+    pair: P,
+    a: &[f32],
+    b: ValuesOrNumber<'_>,
+    to: &Uniform,
+) -> Vec<f32> {
+    match b {
+        ValuesOrNumber::Values(b) => map_then(
+            [a, b],
+            #[inline(always)]
+            |[a, b]| pair.value(a, b),
+            #[inline(always)]
+            |results| to.fake_quantize_block(results),
+        ),
+        ValuesOrNumber::Number(b) => on_grid(&WithScalar(pair, b), a, to),
     }
 }
 

@@ -103,7 +103,7 @@ pub(super) fn batch_of(layout: &Layout) -> Option<Layout> {
 }
 
 /// Several axes as one: its size and stride. Axes of size 1 have no say.
-fn merge(dims: &[usize], strides: &[usize]) -> Option<(usize, usize)> {
+pub(crate) fn merge(dims: &[usize], strides: &[usize]) -> Option<(usize, usize)> {
     let mut merged: Option<(usize, usize)> = None;
     for (&dim, &stride) in dims.iter().zip(strides).rev().filter(|(dim, _)| **dim != 1) {
         merged = match merged {
