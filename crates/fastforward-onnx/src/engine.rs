@@ -285,7 +285,7 @@ impl Engine {
         if !missing.is_empty() {
             return Err(Error::many(ErrorKind::NotFound, missing));
         }
-        let computed: HashMap<NodeId, Value> = if ids.is_empty() {
+        let mut computed: HashMap<NodeId, Value> = if ids.is_empty() {
             HashMap::new()
         } else {
             let fed = fed.iter().map(|(id, value)| (*id, ValueOrView::from(value))).collect();
@@ -295,14 +295,18 @@ impl Engine {
             ids.into_iter().zip(results).collect()
         };
         let mut values = Vec::with_capacity(outputs.len());
-        for name in outputs {
+        for (at, name) in outputs.iter().enumerate() {
             if let Some((_, tensor)) = inputs.iter().find(|(input, _)| input == name) {
                 values.push((*tensor).clone());
                 continue;
             }
+            let is_asked_again = outputs[at + 1..].contains(name);
             let stated =
                 self.codes.get(*name).copied().or(self.values.get(*name).copied().flatten());
-            let value = self.model.find_node(name).and_then(|id| computed.get(&id));
+            let value = self.model.find_node(name).and_then(|id| match is_asked_again {
+                true => computed.get(&id).cloned(),
+                false => computed.remove(&id),
+            });
             let value = value.ok_or_else(|| {
                 Error::new(
                     ErrorKind::Execution,

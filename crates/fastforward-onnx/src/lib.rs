@@ -76,6 +76,7 @@ pub mod dtype;
 mod minifloat;
 
 mod placement;
+mod rounding;
 
 mod edit;
 

@@ -41,6 +41,7 @@ use crate::proto::{
     attribute_ints, node, type_proto,
 };
 use crate::qdq;
+use crate::rounding;
 
 mod integer_product;
 mod quantize;

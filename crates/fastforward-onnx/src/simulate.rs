@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Dim, Model, tensor_from_f32};
 use crate::placement::{ActivationKind, PlacedActivation, Placement, place};
 use crate::proto::{GraphProto, NodeProto, TensorProto, node};
+use crate::rounding;
 use crate::shapes::ShapeTable;
 use crate::tree::Tree;
 
@@ -319,30 +320,64 @@ impl Builder<'_> {
         let scale = self.constant(&format!("{base}_scale"), &shape, &parameters.scale);
         let offsets: Vec<f32> =
             (0..parameters.scale.len()).map(|tile| parameters.rounded_offset(tile)).collect();
-        let offset = offsets
-            .iter()
-            .any(|&offset| offset != 0.0)
-            .then(|| self.constant(&format!("{base}_offset"), &shape, &offsets));
-        let [lo, hi] = [("lo", parameters.lo()), ("hi", parameters.hi())]
-            .map(|(name, code)| self.constant(&format!("{base}_{name}"), &[], &[code as f32]));
+        let has_offset = offsets.iter().any(|&offset| offset != 0.0);
+        let bounds = [parameters.lo() as f32, parameters.hi() as f32];
 
         let divisor = self.divisor(&mut chain, &scale, &parameters.scale);
         self.step(&mut chain, "Div", &[&divisor]);
-        if self.rounding == Rounding::BeforeOffset {
-            self.step(&mut chain, "Round", &[]);
-        }
-        if let Some(offset) = &offset {
-            self.step(&mut chain, "Sub", &[offset]);
-        }
-        if self.rounding == Rounding::AfterOffset {
-            self.step(&mut chain, "Round", &[]);
-        }
-        self.step(&mut chain, "Clip", &[&lo, &hi]);
-        if let Some(offset) = &offset {
-            self.step(&mut chain, "Add", &[offset]);
+        match (self.rounding, rounding::one_of(&offsets)) {
+            _ if !has_offset => self.round_and_clip(&mut chain, bounds, &[], &[0.0]),
+            // Codes and offset are whole numbers: the offset may as well be added to the bounds.
+            (Rounding::BeforeOffset, Some(offset)) => {
+                self.round_and_clip(&mut chain, bounds.map(|bound| bound + offset), &[], &[0.0]);
+            }
+            (Rounding::BeforeOffset, None) => {
+                let offset = self.constant(&format!("{base}_offset"), &shape, &offsets);
+                self.step(&mut chain, "Round", &[]);
+                self.step(&mut chain, "Sub", &[&offset]);
+                self.clip(&mut chain, bounds);
+                self.step(&mut chain, "Add", &[&offset]);
+            }
+            (Rounding::AfterOffset, _) => {
+                let offset = self.constant(&format!("{base}_offset"), &shape, &offsets);
+                self.step(&mut chain, "Sub", &[&offset]);
+                self.round_and_clip(&mut chain, bounds, &shape, &offsets);
+            }
         }
         self.step(&mut chain, "Mul", &[&scale]);
         Ok(chain.nodes)
+    }
+
+    fn clip(&mut self, chain: &mut Chain<'_>, bounds: [f32; 2]) {
+        let names = ["lo", "hi"].map(|name| format!("{}_{name}", chain.base));
+        let [lo, hi] = [0, 1].map(|at| self.constant(&names[at], &[], &bounds[at..=at]));
+        self.step(chain, "Clip", &[&lo, &hi]);
+    }
+
+    /// `clamp(round(x), bounds) + offset` for whole bounds and offsets, the latter in the given shape.
+    fn round_and_clip(
+        &mut self,
+        chain: &mut Chain<'_>,
+        bounds: [f32; 2],
+        shape: &[usize],
+        offsets: &[f32],
+    ) {
+        if let Some(constants) = rounding::by_adding(bounds, offsets) {
+            // Between whole bounds it is the same whether rounding or clipping comes first.
+            self.clip(chain, bounds);
+            let added = self.constant(&format!("{}_whole", chain.base), &[], &[constants.added]);
+            self.step(chain, "Add", &[&added]);
+            let name = format!("{}_rest", chain.base);
+            let subtracted = self.constant(&name, shape, &constants.subtracted);
+            self.step(chain, "Sub", &[&subtracted]);
+            return;
+        }
+        self.step(chain, "Round", &[]);
+        self.clip(chain, bounds);
+        if offsets.iter().any(|&offset| offset != 0.0) {
+            let offset = self.constant(&format!("{}_offset", chain.base), shape, offsets);
+            self.step(chain, "Add", &[&offset]);
+        }
     }
 }
 

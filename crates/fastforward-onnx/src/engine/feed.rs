@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use rten::Value;
-use rten_tensor::{AsView, Layout};
+use rten_tensor::Layout;
 
 use super::BatchInput;
 use crate::dtype::DType;
@@ -131,12 +131,16 @@ where
 }
 
 /// The engine's `value` in the type that the file states.
-pub(super) fn from_value(name: &str, value: &Value, stated: Option<DType>) -> Result<Tensor> {
+pub(super) fn from_value(name: &str, value: Value, stated: Option<DType>) -> Result<Tensor> {
     let (shape, data) = match value {
-        Value::FloatTensor(tensor) => (tensor.shape().to_vec(), TensorData::F32(tensor.to_vec())),
-        Value::Int32Tensor(tensor) => (tensor.shape().to_vec(), TensorData::I32(tensor.to_vec())),
-        Value::Int8Tensor(tensor) => (tensor.shape().to_vec(), TensorData::I8(tensor.to_vec())),
-        Value::UInt8Tensor(tensor) => (tensor.shape().to_vec(), TensorData::U8(tensor.to_vec())),
+        Value::FloatTensor(tensor) => {
+            (tensor.shape().to_vec(), TensorData::F32(tensor.into_data()))
+        }
+        Value::Int32Tensor(tensor) => {
+            (tensor.shape().to_vec(), TensorData::I32(tensor.into_data()))
+        }
+        Value::Int8Tensor(tensor) => (tensor.shape().to_vec(), TensorData::I8(tensor.into_data())),
+        Value::UInt8Tensor(tensor) => (tensor.shape().to_vec(), TensorData::U8(tensor.into_data())),
         _ => {
             return Err(Error::new(ErrorKind::Unsupported, format!("value `{name}` is no tensor")));
         }

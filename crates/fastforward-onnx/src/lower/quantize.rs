@@ -66,16 +66,37 @@ impl Lowering<'_> {
         let label = node.label().to_owned();
         let mut chain = Chain { label: &label, value: x.clone() };
         self.step(&mut chain, "Div", &[&divisor], scope);
-        self.step(&mut chain, "Round", &[], scope);
-        if let Some(zero_point) =
-            self.nonzero_parameter(&node, &x, zero_point.as_deref(), &split, scope)?
-        {
-            self.step(&mut chain, "Add", &[&zero_point], scope);
-        }
+        let zero_point = self.nonzero_parameter(&node, &x, zero_point.as_deref(), &split, scope)?;
         let (low, high) = dtype.int_range().unwrap_or((0, 0)); // checked above
-        let low = self.constant_f32(&label, &[], &[low as f32], scope);
-        let high = self.constant_f32(&label, &[], &[high as f32], scope);
-        scope.nodes.push(super::node("Clip", &label, &[&chain.value, &low, &high], &[&output]));
+        let bounds = [low as f32, high as f32];
+        let single = match &zero_point {
+            None => Some(0.0),
+            Some(name) => scope
+                .constant(name)
+                .and_then(|tensor| data::to_f32(tensor, None).ok())
+                .and_then(|values| rounding::one_of(&values)),
+        };
+        let before_offset = single.map(|zero_point| bounds.map(|bound| bound - zero_point));
+        let by_adding = before_offset
+            .and_then(|bounds| Some((bounds, rounding::by_adding(bounds, &[single?])?)));
+        if let Some((bounds, constants)) = by_adding {
+            // Between whole bounds it is the same whether rounding or clipping comes first.
+            let [low, high] = bounds.map(|bound| self.constant_f32(&label, &[], &[bound], scope));
+            self.step(&mut chain, "Clip", &[&low, &high], scope);
+            let added = self.constant_f32(&label, &[], &[constants.added], scope);
+            self.step(&mut chain, "Add", &[&added], scope);
+            let subtracted = self.constant_f32(&label, &[], &constants.subtracted, scope);
+            let operands = [chain.value.as_str(), &subtracted];
+            scope.nodes.push(super::node("Sub", &label, &operands, &[&output]));
+        } else {
+            self.step(&mut chain, "Round", &[], scope);
+            if let Some(zero_point) = &zero_point {
+                self.step(&mut chain, "Add", &[zero_point], scope);
+            }
+            let [low, high] = bounds.map(|bound| self.constant_f32(&label, &[], &[bound], scope));
+            let operands = [chain.value.as_str(), &low, &high];
+            scope.nodes.push(super::node("Clip", &label, &operands, &[&output]));
+        }
         self.codes.insert(output, dtype);
         Ok(())
     }

@@ -24,8 +24,9 @@ pub(super) struct Matcher<'a> {
     cached: Vec<FragmentId>,
     asked: Vec<FragmentId>,
 
-    names: FastMap<Box<str>, u32>,
-    truth_of: FastMap<(u32, Kind), u32>,
+    /// Numbers of names that are more than their words.
+    long_names: FastMap<Box<str>, u32>,
+    truth_of: FastMap<Known, u32>,
     /// Which fragments match, as bits: a truth.
     truths: Interned<u64>,
     /// Sorted states, closed under what may match no level.
@@ -35,7 +36,7 @@ pub(super) struct Matcher<'a> {
     /// The steps taken last, by hash; those from [`DEAD`] are none.
     recent: Vec<Recent>,
     /// The names of the steps whose names are more than their words.
-    long_names: Vec<String>,
+    recent_names: Vec<String>,
     /// Which of the steps that share a place is forgotten next.
     next_way: usize,
 
@@ -56,14 +57,14 @@ impl<'a> Matcher<'a> {
             automaton,
             cached: ids(cached),
             asked: ids(asked),
-            names: FastMap::default(),
+            long_names: FastMap::default(),
             truth_of: FastMap::default(),
             truths: Interned::default(),
             sets: Interned::default(),
             matches: Interned::default(),
             transitions: FastMap::default(),
             recent: vec![Recent::NONE; NUM_RECENT],
-            long_names: Vec::new(),
+            recent_names: Vec::new(),
             next_way: 0,
             bits: vec![0; automaton.fragments().len().div_ceil(64)],
             builder: SetBuilder::new(automaton.num_states()),
@@ -105,7 +106,7 @@ impl<'a> Matcher<'a> {
         let first = words.place(set);
         for (at, recent) in (first..).zip(&self.recent[first..first + WAYS]) {
             if (recent.words, recent.set, recent.kind) == (words, set, kind)
-                && (words.are_whole_name() || self.long_names[at] == name)
+                && (words.are_whole_name() || self.recent_names[at] == name)
             {
                 return recent.result;
             }
@@ -132,10 +133,10 @@ impl<'a> Matcher<'a> {
         self.next_way = (self.next_way + 1) % WAYS;
         self.recent[at] = step;
         if !step.words.are_whole_name() {
-            if self.long_names.is_empty() {
-                self.long_names.resize(NUM_RECENT, String::new());
+            if self.recent_names.is_empty() {
+                self.recent_names.resize(NUM_RECENT, String::new());
             }
-            name.clone_into(&mut self.long_names[at]);
+            name.clone_into(&mut self.recent_names[at]);
         }
         step.result
     }
@@ -154,19 +155,9 @@ impl<'a> Matcher<'a> {
 
     /// Which fragments match the child.
     fn truth(&mut self, name: &str, node: &dyn Facts) -> u32 {
-        let name_id = match self.names.get(name) {
-            Some(&id) => id,
-            None => {
-                if self.names.len() == MAX_NAMES {
-                    self.names.clear();
-                    self.truth_of.clear();
-                }
-                let id = self.names.len() as u32;
-                self.names.insert(name.into(), id);
-                id
-            }
-        };
-        let key = (name_id, node.kind());
+        let words = Words::of(name);
+        let long_name = if words.are_whole_name() { 0 } else { self.number_of(name) };
+        let key = Known { words, long_name, kind: node.kind() };
         let truth = match self.truth_of.get(&key) {
             Some(&truth) => truth,
             None => {
@@ -196,6 +187,20 @@ impl<'a> Matcher<'a> {
             self.forget_truths();
         }
         self.truths.intern(&self.bits)
+    }
+
+    /// The number of a long name, not 0.
+    fn number_of(&mut self, name: &str) -> u32 {
+        if let Some(&number) = self.long_names.get(name) {
+            return number;
+        }
+        if self.long_names.len() == MAX_NAMES {
+            self.long_names.clear();
+            self.truth_of.clear();
+        }
+        let number = self.long_names.len() as u32 + 1;
+        self.long_names.insert(name.into(), number);
+        number
     }
 
     fn forget_truths(&mut self) {
@@ -247,6 +252,15 @@ impl<'a> Matcher<'a> {
     }
 }
 
+/// All that the answers of fragments may be remembered for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Known {
+    words: Words,
+    /// 0 for a name that is no more than its words.
+    long_name: u32,
+    kind: Kind,
+}
+
 /// How many steps are remembered by all that they depend on.
 const NUM_RECENT: usize = 1 << 11;
 
@@ -275,7 +289,7 @@ impl Recent {
 }
 
 /// The beginning and the end of a name, and its length: all of a name of at most 16 bytes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Words {
     first: u64,
     last: u64,

@@ -87,7 +87,7 @@ impl<'a, N: Node> Walk<'a, N> {
             let parent = frame.node;
             let Child { node, identity, name } = self.waiting[index].clone();
             let name = &self.names[name];
-            let next = self.steps.visit(name, node, parent, self.frames.len(), &mut visit)?;
+            let next = self.steps.visit(name, node, parent, &mut visit)?;
             if node.is_leaf() || (self.steps.only_matches && next == DEAD) {
                 continue;
             }
@@ -114,17 +114,24 @@ impl<'a, N: Node> Walk<'a, N> {
             return Ok(false); // It stands below itself.
         }
         let (waiting_before, names_before) = (waiting.len(), names.len());
-        let depth = frames.len() + 1;
+        let is_too_deep = frames.len() >= MAX_DEPTH;
         let mut problem = None;
         siblings.clear();
         steps.sets.push(set);
         node.for_each_child(&mut |name, child| {
+            if problem.is_some() {
+                return;
+            }
+            if is_too_deep {
+                problem = Some(too_deep(name));
+                return;
+            }
             let identity = child.identity();
-            if problem.is_some() || identity.is_some_and(|identity| !siblings.insert(identity)) {
+            if identity.is_some_and(|identity| !siblings.insert(identity)) {
                 return;
             }
             if waiting.len() == waiting_before && child.is_leaf() {
-                problem = steps.visit(name, child, node, depth, visit).err();
+                problem = steps.visit(name, child, node, visit).err();
             } else {
                 let start = names.len();
                 names.push_str(name);
@@ -152,15 +159,11 @@ impl Steps<'_> {
         name: &str,
         node: N,
         parent: N,
-        depth: usize,
         visit: &mut impl FnMut(&Visit<'_, N>),
     ) -> Result<SetId, Error> {
         self.visited += 1;
         if self.visited > MAX_NODES {
             return Err(too_many_nodes());
-        }
-        if depth > MAX_DEPTH {
-            return Err(too_deep(name));
         }
         let (next, matches) = self.matcher.step(&mut self.sets, name, &node);
         let matches = self.matcher.matches(matches);
@@ -190,29 +193,38 @@ impl Steps<'_> {
 /// The identities of the children of one node that were met so far.
 #[derive(Default)]
 struct Siblings {
-    few: Vec<usize>,
+    few: [usize; FEW],
+    len: usize,
     many: HashSet<usize>,
 }
 
+/// How many are compared one by one.
+const FEW: usize = 8;
+
 impl Siblings {
     /// Whether the child was not met before.
+    #[inline]
     fn insert(&mut self, identity: usize) -> bool {
-        const FEW: usize = 16;
-        if !self.many.is_empty() {
-            return self.many.insert(identity);
-        }
-        if self.few.contains(&identity) {
-            return false;
-        }
-        self.few.push(identity);
-        if self.few.len() > FEW {
-            self.many.extend(self.few.drain(..));
-        }
-        true
+        let Some(place) = self.few.get_mut(self.len) else {
+            return self.insert_into_many(identity);
+        };
+        *place = identity;
+        let is_new = !self.few[..self.len].contains(&identity);
+        self.len += usize::from(is_new);
+        is_new
     }
 
+    #[cold]
+    fn insert_into_many(&mut self, identity: usize) -> bool {
+        if self.many.is_empty() {
+            self.many.extend(self.few);
+        }
+        self.many.insert(identity)
+    }
+
+    #[inline]
     fn clear(&mut self) {
-        self.few.clear();
+        self.len = 0;
         if !self.many.is_empty() {
             self.many.clear();
         }
