@@ -164,11 +164,12 @@ fn activations(
                 group.iter().map(|one| one.value.as_str()).collect(),
                 group.iter().map(|one| one.simulated.as_str()).collect(),
             ];
-            let values = float.run(&inputs, &names)?;
-            let others = quantized.run(&inputs, &simulated_names)?;
-            for (at, (value, other)) in (start..).zip(values.iter().zip(&others)) {
+            let runs = [(&float, &names[..]), (&quantized, &simulated_names[..])];
+            let found: Vec<Vec<Tensor>> =
+                Engine::run_side_by_side(&inputs, &runs).into_iter().collect::<Result<_>>()?;
+            for (at, (value, other)) in (start..).zip(found[0].iter().zip(&found[1])) {
                 seen_bytes.insert(at, value.size_bytes() + other.size_bytes());
-                let difference = difference(&value.to_f32(), &other.to_f32()).map_err(|error| {
+                let difference = difference(&value.floats(), &other.floats()).map_err(|error| {
                     error.within(format_args!("value `{}`", compared[at].value))
                 })?;
                 differences[at] = differences[at].merge(&difference);

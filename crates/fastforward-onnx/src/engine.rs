@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
@@ -66,6 +67,7 @@ pub struct Engine {
     codes: BTreeMap<String, DType>,
     nodes: NodeTable,
     pool: Option<Arc<ThreadPool>>,
+    n_threads: usize,
     /// Bytes that each value took when it was last computed.
     seen_bytes: Mutex<HashMap<String, usize>>,
 }
@@ -123,7 +125,9 @@ impl Engine {
             .filter(|name| rten.find_node(name).is_some())
             .map(|name| (name.to_owned(), infos.get(name).and_then(|info| info.dtype)))
             .collect();
-        let pool = options.n_threads.map(|n| Arc::new(ThreadPool::with_num_threads(n.max(1))));
+        let n_threads = options.n_threads.map(|n| n.max(1));
+        let pool = n_threads.map(|n| Arc::new(ThreadPool::with_num_threads(n)));
+        let all_cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             model: rten,
             inputs: model.inputs(),
@@ -132,6 +136,7 @@ impl Engine {
             codes: lowered.codes,
             nodes,
             pool,
+            n_threads: n_threads.unwrap_or_else(all_cores),
             seen_bytes: Mutex::default(),
         })
     }
@@ -166,6 +171,43 @@ impl Engine {
         feed::check_inputs(&self.inputs, inputs)?;
         let fed = self.feed(inputs)?;
         self.compute(inputs, &fed, outputs)
+    }
+
+    /// Computes values of several graphs from the same inputs, as [`Engine::run`] does for each.
+    ///
+    /// As many graphs are computed at a time as engines have threads: much of a graph keeps one thread busy only. The
+    /// results do not depend on that.
+    pub(crate) fn run_side_by_side(
+        inputs: &[(&str, &Tensor)],
+        runs: &[(&Engine, &[&str])],
+    ) -> Vec<Result<Vec<Tensor>>> {
+        let n_threads = runs.iter().map(|(engine, _)| engine.n_threads).min().unwrap_or(1);
+        let n_workers = n_threads.min(runs.len());
+        let run = |&(engine, outputs): &(&Engine, &[&str])| engine.run(inputs, outputs);
+        if n_workers < 2 {
+            return runs.iter().map(run).collect();
+        }
+        let next = AtomicUsize::new(0);
+        let work = || -> Vec<(usize, Result<Vec<Tensor>>)> {
+            let take = || {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                Some((at, run(runs.get(at)?)))
+            };
+            std::iter::from_fn(take).collect()
+        };
+        let mut found = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..n_workers).map(|_| scope.spawn(&work)).collect();
+            let mut found = work();
+            for other in others {
+                match other.join() {
+                    Ok(results) => found.extend(results),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            found
+        });
+        found.sort_by_key(|&(at, _)| at);
+        found.into_iter().map(|(_, result)| result).collect()
     }
 
     /// Computes many values without holding more than about `max_bytes` of them

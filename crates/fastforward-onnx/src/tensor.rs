@@ -2,6 +2,7 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
+use std::borrow::Cow;
 
 /// Numbers with a shape, in row-major order.
 ///
@@ -119,6 +120,14 @@ impl Tensor {
         match &self.data {
             TensorData::F32(values) => Some(values),
             _ => None,
+        }
+    }
+
+    /// The elements as 32-bit floats, copied only where they are converted.
+    pub(crate) fn floats(&self) -> Cow<'_, [f32]> {
+        match self.as_f32() {
+            Some(values) => Cow::Borrowed(values),
+            None => Cow::Owned(self.to_f32()),
         }
     }
 

@@ -343,7 +343,7 @@ impl Pair {
                 format!("shape {:?}, expected {:?}", other.shape(), reference.shape()),
             ));
         }
-        let (a, b) = (reference.to_f32(), other.to_f32());
+        let (a, b) = (reference.floats(), other.floats());
         self.difference = self.difference.merge(&difference(&a, &b)?);
         let last = reference.shape().last().copied().unwrap_or(0);
         if reference.shape().len() > 1 && last > 1 {
@@ -403,14 +403,13 @@ fn run(
     for batch in batches {
         let batch = batch?;
         let inputs: Vec<(&str, &Tensor)> = batch.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        let found = written.run(&inputs, &outputs)?;
-        let before = same_rounding.run(&inputs, &outputs)?;
-        let after = match &simulation {
-            Some(engine) => Some(engine.run(&inputs, &outputs)?),
-            None => None,
-        };
-        let after = after.as_ref().unwrap_or(&before);
-        let floats = float.run(&inputs, &outputs)?;
+        let engines = [Some(&written), Some(&same_rounding), Some(&float), simulation.as_ref()];
+        let runs: Vec<(&Engine, &[&str])> =
+            engines.into_iter().flatten().map(|engine| (engine, &outputs[..])).collect();
+        let values: Vec<Vec<Tensor>> =
+            Engine::run_side_by_side(&inputs, &runs).into_iter().collect::<Result<_>>()?;
+        let [found, before, floats] = [0, 1, 2].map(|at| &values[at]);
+        let after = values.get(3).unwrap_or(before);
         for (at, sums) in sums.iter_mut().enumerate() {
             let place = |error: Error| error.within(format_args!("output `{}`", names[at]));
             sums.same_rounding.add(&before[at], &found[at]).map_err(place)?;

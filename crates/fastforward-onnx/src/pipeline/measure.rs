@@ -109,13 +109,16 @@ pub(super) fn measure(
     for batch in samples.batches() {
         let batch = batch?;
         let mut reference: Option<(Vec<f32>, Vec<usize>)> = None;
-        for (at, engine) in engines.iter().enumerate() {
+        let outputs = [output.as_str()];
+        let runs: Vec<(&Engine, &[&str])> =
+            engines.iter().map(|engine| (engine, &outputs[..])).collect();
+        let found = Engine::run_side_by_side(&batch.feed(), &runs);
+        for (at, found) in found.into_iter().enumerate() {
             let place = |error: Error| {
                 let path = models[at].1.display();
                 error.within(format_args!("`{path}`, samples from {}", batch.first))
             };
-            let found = engine.run(&batch.feed(), &[&output]).map_err(place)?;
-            let found = found.into_iter().next().ok_or_else(|| {
+            let found = found.map_err(place)?.into_iter().next().ok_or_else(|| {
                 Error::new(ErrorKind::Execution, format!("no value for `{output}`"))
             })?;
             if let Some(sink) = &mut sink {
