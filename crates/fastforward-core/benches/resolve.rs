@@ -9,7 +9,7 @@ use fastforward_core::quantization::QuantizerSlot;
 use fastforward_core::quantization::quant_init::{
     InitializeOptions, OverwritePolicy, QuantizationConfig, QuantizerSpec,
 };
-use mpath::{Class, Node, QuerySet};
+use mpath::{Class, Facts, Node, QuerySet};
 
 /// The program's.
 #[global_allocator]
@@ -130,6 +130,21 @@ fn count(node: NodeRef<'_>) -> usize {
 fn bare_walk(bencher: Bencher<'_, '_>, nodes: usize) {
     let model = model(nodes);
     bencher.bench_local(|| count(NodeRef::Module(&model)));
+}
+
+/// The same, looking at what queries look at, behind the lock of each slot.
+#[divan::bench(args = SIZES)]
+fn bare_walk_looking_at_class_and_tags(bencher: Bencher<'_, '_>, nodes: usize) {
+    fn look(node: NodeRef<'_>) -> usize {
+        let mut nodes = 1;
+        node.for_each_child(&mut |name, child| {
+            black_box((name, child.class(), child.tags()));
+            nodes += look(child);
+        });
+        nodes
+    }
+    let model = model(nodes);
+    bencher.bench_local(|| look(NodeRef::Module(&model)));
 }
 
 /// What any answer that names every slot in a text of its own must at least do.

@@ -120,7 +120,7 @@ impl Fragment for Tagged {
     }
 
     fn depends_on(&self) -> DependsOn {
-        DependsOn::NameClassAndTags
+        DependsOn::ClassAndTags
     }
 }
 

@@ -39,7 +39,7 @@ pub use wildcard::Wildcard;
 ///         name.len() >= self.0
 ///     }
 ///     fn depends_on(&self) -> DependsOn {
-///         DependsOn::NameClassAndTags
+///         DependsOn::Name
 ///     }
 /// }
 ///
@@ -67,7 +67,7 @@ pub trait Fragment: fmt::Display + Any + Send + Sync {
     }
 
     /// What the answer of [`matches`](Fragment::matches) depends on. An engine that walks many nodes remembers answers
-    /// for equal names, classes and tags unless told otherwise.
+    /// for children that are equal in these, unless told that it depends on anything.
     fn depends_on(&self) -> DependsOn {
         DependsOn::Anything
     }
@@ -88,8 +88,11 @@ pub trait Fragment: fmt::Display + Any + Send + Sync {
 /// What the answer of a fragment depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum DependsOn {
-    /// On nothing but the name, the class and the tags of the child: the answer may be remembered for all children
-    /// that are equal in these.
+    /// On nothing but the name of the child: the answer may be remembered for all children of this name.
+    Name,
+    /// On nothing but the class and the tags of the child, or on nothing at all.
+    ClassAndTags,
+    /// On nothing but the name, the class and the tags of the child.
     NameClassAndTags,
     /// On anything: every node has to be asked.
     Anything,

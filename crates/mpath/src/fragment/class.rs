@@ -40,7 +40,7 @@ impl Fragment for ClassFragment {
     }
 
     fn depends_on(&self) -> DependsOn {
-        DependsOn::NameClassAndTags
+        DependsOn::ClassAndTags
     }
 
     fn key(&self) -> String {

@@ -187,11 +187,13 @@ fn all_repeat(fragments: &[Arc<dyn Fragment>]) -> bool {
 }
 
 fn depend_on(fragments: &[Arc<dyn Fragment>]) -> DependsOn {
-    if fragments.iter().all(|fragment| fragment.depends_on() == DependsOn::NameClassAndTags) {
-        DependsOn::NameClassAndTags
-    } else {
-        DependsOn::Anything
-    }
+    let all = fragments.iter().map(|fragment| fragment.depends_on());
+    let either = |a, b| match (a, b) {
+        (a, b) if a == b => a,
+        (DependsOn::Anything, _) | (_, DependsOn::Anything) => DependsOn::Anything,
+        _ => DependsOn::NameClassAndTags,
+    };
+    all.reduce(either).unwrap_or(DependsOn::ClassAndTags)
 }
 
 /// A key that distinguishes fragments of different types, too, and can stand beside others.

@@ -69,7 +69,7 @@ impl Fragment for NameFragment {
     }
 
     fn depends_on(&self) -> DependsOn {
-        DependsOn::NameClassAndTags
+        DependsOn::Name
     }
 
     fn alternatives(&self, name: &str, _: &dyn Facts) -> Vec<String> {

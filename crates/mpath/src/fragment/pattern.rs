@@ -177,7 +177,7 @@ impl Fragment for PatternFragment {
     }
 
     fn depends_on(&self) -> DependsOn {
-        DependsOn::NameClassAndTags
+        DependsOn::Name
     }
 
     fn key(&self) -> String {

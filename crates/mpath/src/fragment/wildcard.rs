@@ -22,7 +22,7 @@ impl Fragment for Wildcard {
     }
 
     fn depends_on(&self) -> DependsOn {
-        DependsOn::NameClassAndTags
+        DependsOn::ClassAndTags
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::automaton::{Automaton, FragmentId, StateId};
 use crate::hash::{FACTOR, FastMap};
-use crate::{DependsOn, Facts, Kind};
+use crate::{DependsOn, Facts, Kind, NameFragment};
 
 /// The number of a set of states.
 pub(super) type SetId = u32;
@@ -11,7 +11,7 @@ pub(super) type SetId = u32;
 pub(super) const DEAD: SetId = 0;
 
 /// How much is remembered before starting afresh. Tests of this crate forget all the time.
-const MAX_NAMES: usize = if cfg!(test) { 3 } else { 1 << 16 };
+const MAX_KINDS: usize = if cfg!(test) { 1 } else { 1 << 14 };
 const MAX_TRUTHS: usize = if cfg!(test) { 2 } else { 1 << 14 };
 const MAX_TRANSITIONS: usize = if cfg!(test) { 3 } else { 1 << 18 };
 /// The most states in all sets, and queries in all lists of matches, together.
@@ -20,13 +20,15 @@ const MAX_SET_STATES: usize = if cfg!(test) { 8 } else { 1 << 22 };
 /// What was learned on a walk so far. Forgetting any of it costs time only.
 pub(super) struct Matcher<'a> {
     automaton: &'a Automaton,
-    /// The fragments whose answers may be remembered for equal names, classes and tags, and the others.
-    cached: Vec<FragmentId>,
+    /// The fragments, by what their answers depend on: on the class and the tags alone, on the name too, or on more.
+    of_kind: Vec<FragmentId>,
+    of_name: Vec<FragmentId>,
     asked: Vec<FragmentId>,
+    /// Those among `of_name` that are plain names, by the name.
+    plain_names: FastMap<Box<str>, FragmentId>,
 
-    /// Numbers of names that are more than their words.
-    long_names: FastMap<Box<str>, u32>,
-    truth_of: FastMap<Known, u32>,
+    /// The answers that depend on the kind, as bits.
+    kinds: FastMap<Kind, Box<[u64]>>,
     /// Which fragments match, as bits: a truth.
     truths: Interned<u64>,
     /// Sorted states, closed under what may match no level.
@@ -36,7 +38,7 @@ pub(super) struct Matcher<'a> {
     /// The steps taken last, by hash; those from [`DEAD`] are none.
     recent: Vec<Recent>,
     /// The names of the steps whose names are more than their words.
-    recent_names: Vec<String>,
+    long_names: Vec<String>,
     /// Which of the steps that share a place is forgotten next.
     next_way: usize,
 
@@ -47,24 +49,32 @@ pub(super) struct Matcher<'a> {
 
 impl<'a> Matcher<'a> {
     pub(super) fn new(automaton: &'a Automaton) -> Self {
-        let (cached, asked) =
-            (0..).zip(automaton.fragments()).partition::<Vec<_>, _>(|(_, fragment)| {
-                fragment.depends_on() == DependsOn::NameClassAndTags
-            });
-        let ids =
-            |fragments: Vec<(FragmentId, _)>| fragments.into_iter().map(|(id, _)| id).collect();
+        let (mut of_kind, mut of_name, mut asked) = (Vec::new(), Vec::new(), Vec::new());
+        let mut plain_names = FastMap::default();
+        for (id, fragment) in (0..).zip(automaton.fragments()) {
+            match fragment.depends_on() {
+                DependsOn::ClassAndTags => of_kind.push(id),
+                DependsOn::Anything => asked.push(id),
+                _ => match fragment.downcast_ref::<NameFragment>() {
+                    // Equal fragments have one number.
+                    Some(plain) => drop(plain_names.insert(plain.name().into(), id)),
+                    None => of_name.push(id),
+                },
+            }
+        }
         let mut matcher = Matcher {
             automaton,
-            cached: ids(cached),
-            asked: ids(asked),
-            long_names: FastMap::default(),
-            truth_of: FastMap::default(),
+            of_kind,
+            of_name,
+            asked,
+            plain_names,
+            kinds: FastMap::default(),
             truths: Interned::default(),
             sets: Interned::default(),
             matches: Interned::default(),
             transitions: FastMap::default(),
             recent: vec![Recent::NONE; NUM_RECENT],
-            recent_names: Vec::new(),
+            long_names: Vec::new(),
             next_way: 0,
             bits: vec![0; automaton.fragments().len().div_ceil(64)],
             builder: SetBuilder::new(automaton.num_states()),
@@ -106,7 +116,7 @@ impl<'a> Matcher<'a> {
         let first = words.place(set);
         for (at, recent) in (first..).zip(&self.recent[first..first + WAYS]) {
             if (recent.words, recent.set, recent.kind) == (words, set, kind)
-                && (words.are_whole_name() || self.recent_names[at] == name)
+                && (words.are_whole_name() || self.long_names[at] == name)
             {
                 return recent.result;
             }
@@ -133,10 +143,10 @@ impl<'a> Matcher<'a> {
         self.next_way = (self.next_way + 1) % WAYS;
         self.recent[at] = step;
         if !step.words.are_whole_name() {
-            if self.recent_names.is_empty() {
-                self.recent_names.resize(NUM_RECENT, String::new());
+            if self.long_names.is_empty() {
+                self.long_names.resize(NUM_RECENT, String::new());
             }
-            name.clone_into(&mut self.recent_names[at]);
+            name.clone_into(&mut self.long_names[at]);
         }
         step.result
     }
@@ -155,32 +165,24 @@ impl<'a> Matcher<'a> {
 
     /// Which fragments match the child.
     fn truth(&mut self, name: &str, node: &dyn Facts) -> u32 {
-        let words = Words::of(name);
-        let long_name = if words.are_whole_name() { 0 } else { self.number_of(name) };
-        let key = Known { words, long_name, kind: node.kind() };
-        let truth = match self.truth_of.get(&key) {
-            Some(&truth) => truth,
+        let kind = node.kind();
+        match self.kinds.get(&kind) {
+            Some(known) => self.bits.copy_from_slice(known),
             None => {
                 self.bits.fill(0);
-                for &id in &self.cached {
+                for &id in &self.of_kind {
                     set_bit(&mut self.bits, id, self.automaton.matches(id, name, node));
                 }
-                if self.truths.len() >= MAX_TRUTHS {
-                    self.forget_truths();
+                if self.kinds.len() >= MAX_KINDS {
+                    self.kinds.clear();
                 }
-                let truth = self.truths.intern(&self.bits);
-                if self.truth_of.len() >= 4 * MAX_NAMES {
-                    self.truth_of.clear();
-                }
-                self.truth_of.insert(key, truth);
-                truth
+                self.kinds.insert(kind, self.bits.as_slice().into());
             }
-        };
-        if self.asked.is_empty() {
-            return truth;
         }
-        self.bits.copy_from_slice(self.truths.get(truth));
-        for &id in &self.asked {
+        if let Some(&id) = self.plain_names.get(name) {
+            set_bit(&mut self.bits, id, true);
+        }
+        for &id in self.of_name.iter().chain(&self.asked) {
             set_bit(&mut self.bits, id, self.automaton.matches(id, name, node));
         }
         if self.truths.len() >= MAX_TRUTHS {
@@ -189,23 +191,8 @@ impl<'a> Matcher<'a> {
         self.truths.intern(&self.bits)
     }
 
-    /// The number of a long name, not 0.
-    fn number_of(&mut self, name: &str) -> u32 {
-        if let Some(&number) = self.long_names.get(name) {
-            return number;
-        }
-        if self.long_names.len() == MAX_NAMES {
-            self.long_names.clear();
-            self.truth_of.clear();
-        }
-        let number = self.long_names.len() as u32 + 1;
-        self.long_names.insert(name.into(), number);
-        number
-    }
-
     fn forget_truths(&mut self) {
         self.truths.clear();
-        self.truth_of.clear();
         self.transitions.clear();
     }
 
@@ -252,15 +239,6 @@ impl<'a> Matcher<'a> {
     }
 }
 
-/// All that the answers of fragments may be remembered for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Known {
-    words: Words,
-    /// 0 for a name that is no more than its words.
-    long_name: u32,
-    kind: Kind,
-}
-
 /// How many steps are remembered by all that they depend on.
 const NUM_RECENT: usize = 1 << 11;
 
@@ -289,7 +267,7 @@ impl Recent {
 }
 
 /// The beginning and the end of a name, and its length: all of a name of at most 16 bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Words {
     first: u64,
     last: u64,

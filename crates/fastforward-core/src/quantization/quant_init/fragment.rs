@@ -43,7 +43,7 @@ impl Fragment for QuantizerTagSelectorFragment {
     }
 
     fn depends_on(&self) -> DependsOn {
-        DependsOn::NameClassAndTags
+        DependsOn::ClassAndTags
     }
 
     fn alternatives(&self, _name: &str, node: &dyn Facts) -> Vec<String> {
