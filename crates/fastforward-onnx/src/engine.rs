@@ -196,7 +196,7 @@ impl Engine {
             std::iter::from_fn(take).collect()
         };
         let mut found = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..n_workers).map(|_| scope.spawn(&work)).collect();
+            let others: Vec<_> = (1..n_workers).map(|_| scope.spawn(work)).collect();
             let mut found = work();
             for other in others {
                 match other.join() {

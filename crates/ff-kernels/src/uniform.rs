@@ -138,14 +138,14 @@ impl Uniform {
     /// Writes `round(x / scale - offset)`, and says whether it had to divide: nearly always a product tells.
     #[inline(always)]
     fn round(&self, x: &[f32; BLOCK], out: &mut [f32; BLOCK]) -> bool {
-        let mut unsafe_ones = 0u32;
+        let mut safe_ones = 0;
         for (out, x) in out.iter_mut().zip(x) {
             let quotient = x * self.inverse - self.offset;
             *out = quotient.round_ties_even();
-            // Also for NaN and infinities.
-            unsafe_ones |= u32::from(!((quotient - *out).abs() < self.safe));
+            // False for NaN and infinities too.
+            safe_ones += usize::from((quotient - *out).abs() < self.safe);
         }
-        if unsafe_ones == 0 {
+        if safe_ones == BLOCK {
             return false;
         }
         for (out, x) in out.iter_mut().zip(x) {

@@ -30,8 +30,11 @@ fn quantized(shape: &[usize], seed: usize, (min, max): (f32, f32)) -> Value {
     slot(8, min, max).apply(&x.into()).unwrap()
 }
 
+/// Shape, codes and values.
+type Bits = (Vec<usize>, Vec<i32>, Vec<u32>);
+
 /// Codes and floats of a result, as bits. There are no codes where there is NaN.
-fn bits(result: Result<Value>) -> std::result::Result<(Vec<usize>, Vec<i32>, Vec<u32>), String> {
+fn bits(result: Result<Value>) -> std::result::Result<Bits, String> {
     let value = result.map_err(|error| error.to_string())?;
     let floats = value.dequantize().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let codes = match value.as_quantized() {

@@ -42,7 +42,6 @@ pub(crate) trait Real:
     fn powf(self, exponent: Self) -> Self;
     /// The remainder of the division rounded to zero, as C's `fmod`.
     fn fmod(self, other: Self) -> Self;
-    fn is_nan(self) -> bool;
     fn copysign(self, sign: Self) -> Self;
 
     /// The larger one; NaN if either is.
@@ -235,11 +234,6 @@ macro_rules! real {
             #[inline(always)]
             fn fmod(self, other: Self) -> Self {
                 self % other
-            }
-
-            #[inline(always)]
-            fn is_nan(self) -> bool {
-                $t::is_nan(self)
             }
 
             #[inline(always)]

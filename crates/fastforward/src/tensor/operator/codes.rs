@@ -121,21 +121,22 @@ fn with_codes<R, const N: usize>(
 }
 
 /// A function of one element: the operand, and the float operator on any tensor in its place.
-type Unary<'a> = (&'a QuantizedTensor, Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>);
+type Unary<'a> = (&'a QuantizedTensor, OnTensor<'a>);
+
+/// A float operator on one tensor.
+type OnTensor<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 
 fn unary<'a>(call: &'a Call<'a>) -> Option<Unary<'a>> {
     if !is_wanted(call) {
         return None;
     }
     let x = operand(call, "input")?;
-    let plain = |f: fn(&Tensor) -> Result<Tensor>| -> Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a> {
-        Box::new(f)
-    };
+    let plain = |f: fn(&Tensor) -> Result<Tensor>| -> OnTensor<'a> { Box::new(f) };
     let number = || match call.argument("other") {
         Argument::Number(number) => Some(number),
         _ => None,
     };
-    let f: Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a> = match call.operator.name {
+    let f: OnTensor<'a> = match call.operator.name {
         "relu" => plain(float::relu),
         "relu6" => plain(float::relu6),
         "hardswish" => plain(float::hardswish),
