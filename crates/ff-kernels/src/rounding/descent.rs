@@ -103,9 +103,6 @@ struct Row<'a> {
     reach: Vec<f64>,
     /// `s² G_jj`
     curvature: Vec<f64>,
-    /// By how many steps to move, and what the loss gains by it.
-    step: Vec<f64>,
-    gain: Vec<f64>,
 }
 
 /// The most changes for each weight of a row: a bound that no row comes near, for sums that overflow.
@@ -133,72 +130,103 @@ impl<'a> Row<'a> {
             code[j] = f64::from((found[j] / scale[j] - offset[j]).round_ties_even());
         }
         let (lo, hi) = (f64::from(layer.grid.lo), f64::from(layer.grid.hi));
-        let (step, gain) = (vec![0.0; n], vec![0.0; n]);
-        Self { gram, found, slopes, scale, offset, lo, hi, code, reach, curvature, step, gain }
+        Self { gram, found, slopes, scale, offset, lo, hi, code, reach, curvature }
     }
 
     fn descend(&mut self) {
         let n = self.found.len();
+        let mut moved = (0, 0.0);
         for _ in 0..MOST_CHANGES * n {
-            let Some(j) = dispatch(Best(self)) else {
+            let Some(j) = dispatch(Next { row: self, moved }) else {
                 return;
             };
-            self.code[j] += self.step[j];
+            let (slope, reach, curvature) = (self.slopes[j], self.reach[j], self.curvature[j]);
+            let bounds = (self.lo, self.hi);
+            self.code[j] +=
+                step_and_gain(self.code[j], slope, reach, curvature, self.scale[j], bounds).0;
             let new = (self.code[j] as f32 + self.offset[j]) * self.scale[j];
-            let change = f64::from(self.found[j]) - f64::from(new);
+            moved = (j, f64::from(self.found[j]) - f64::from(new));
             self.found[j] = new;
-            dispatch(Move { slopes: self.slopes, change, gram: &self.gram[j * n..][..n] });
         }
     }
 }
 
-/// The weight whose best move gains most, if one gains at all; the first of equals.
-struct Best<'a, 'b>(&'a mut Row<'b>);
+/// Makes up for a weight that was moved, `a += change · G_j`, and finds the weight whose best move gains most, if one
+/// gains at all; the first of equals.
+struct Next<'a, 'b> {
+    row: &'a mut Row<'b>,
+    /// The weight and its change.
+    moved: (usize, f64),
+}
 
-impl Vectorized for Best<'_, '_> {
+/// Weights looked at side by side.
+const SIDE: usize = 8;
+
+impl Vectorized for Next<'_, '_> {
     type Output = Option<usize>;
 
     #[inline(always)]
     fn run(self) -> Option<usize> {
-        let row = self.0;
-        let n = row.code.len();
-        let (slopes, scale) = (&row.slopes[..n], &row.scale[..n]);
-        let (reach, curvature) = (&row.reach[..n], &row.curvature[..n]);
-        let (step, gain) = (&mut row.step[..n], &mut row.gain[..n]);
-        for j in 0..n {
-            let code = row.code[j];
-            let target = (code + slopes[j] * reach[j]).round_ties_even();
-            let target = if target < row.lo { row.lo } else { target };
-            let target = if target > row.hi { row.hi } else { target };
-            let k = target - code;
-            step[j] = k;
-            // A gain must be more than what rounding could make of a tie.
-            let slope = 2.0 * f64::from(scale[j]) * slopes[j];
-            let ks = k * curvature[j];
-            gain[j] = k * (slope - ks) - 1e-9 * k * ks;
+        let Self { row, moved: (j, change) } = self;
+        let n = row.found.len();
+        let (gram, scale) = (&row.gram[j * n..][..n], &row.scale[..n]);
+        let (code, reach, curvature) = (&row.code[..n], &row.reach[..n], &row.curvature[..n]);
+        let slopes = &mut row.slopes[..n];
+        let (lo, hi) = (row.lo, row.hi);
+        let mut gains = [0.0f64; SIDE];
+        let mut places = [u64::MAX; SIDE];
+        let whole = n / SIDE * SIDE;
+        for from in (0..whole).step_by(SIDE) {
+            let slopes: &mut [f64; SIDE] =
+                slopes[from..].first_chunk_mut().expect("the piece is whole");
+            let gram: &[f64; SIDE] = gram[from..].first_chunk().expect("the piece is whole");
+            let code: &[f64; SIDE] = code[from..].first_chunk().expect("the piece is whole");
+            let reach: &[f64; SIDE] = reach[from..].first_chunk().expect("the piece is whole");
+            let scale: &[f32; SIDE] = scale[from..].first_chunk().expect("the piece is whole");
+            let curvature: &[f64; SIDE] =
+                curvature[from..].first_chunk().expect("the piece is whole");
+            for i in 0..SIDE {
+                slopes[i] += change * gram[i];
+                let (_, gain) =
+                    step_and_gain(code[i], slopes[i], reach[i], curvature[i], scale[i], (lo, hi));
+                let more = gain > gains[i];
+                gains[i] = if more { gain } else { gains[i] };
+                places[i] = if more { (from + i) as u64 } else { places[i] };
+            }
         }
-        let mut most = 0.0;
-        for gain in &*gain {
-            most = if *gain > most { *gain } else { most };
+        for at in whole..n {
+            slopes[at] += change * gram[at];
+            let (_, gain) =
+                step_and_gain(code[at], slopes[at], reach[at], curvature[at], scale[at], (lo, hi));
+            if gain > gains[at - whole] {
+                (gains[at - whole], places[at - whole]) = (gain, at as u64);
+            }
         }
-        if most > 0.0 { gain.iter().position(|gain| *gain == most) } else { None }
+        let mut best = (0.0, u64::MAX);
+        for (gain, place) in gains.into_iter().zip(places) {
+            if gain > best.0 || (gain == best.0 && place < best.1) {
+                best = (gain, place);
+            }
+        }
+        (best.0 > 0.0).then_some(best.1 as usize)
     }
 }
 
-/// `a += change · G_j`
-struct Move<'a> {
-    slopes: &'a mut [f64],
-    change: f64,
-    gram: &'a [f64],
-}
-
-impl Vectorized for Move<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for (slope, gram) in self.slopes.iter_mut().zip(self.gram) {
-            *slope += self.change * gram;
-        }
-    }
+/// By how many steps to move a weight, and what the loss gains by it.
+#[inline(always)]
+fn step_and_gain(
+    code: f64,
+    slope: f64,
+    reach: f64,
+    curvature: f64,
+    scale: f32,
+    (lo, hi): (f64, f64),
+) -> (f64, f64) {
+    let target = (code + slope * reach).round_ties_even();
+    let target = if target < lo { lo } else { target };
+    let target = if target > hi { hi } else { target };
+    let k = target - code;
+    let bend = k * curvature;
+    // A gain must be more than what rounding could make of a tie.
+    (k, k * (2.0 * f64::from(scale) * slope - bend) - 1e-9 * k * bend)
 }
