@@ -8,6 +8,8 @@
 //! An embedding and two layers as language models have them, in float32, for 2 GiB with 4,096 channels, 11,008 inner ones
 //! and 32,000 words; for other sizes all three are scaled. The contents are the same on every machine.
 
+#![allow(clippy::print_stdout, reason = "an example is there to be seen")]
+
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};

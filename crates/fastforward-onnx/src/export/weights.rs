@@ -121,7 +121,7 @@ struct Output<'p, 'm> {
 
 enum Content<'p, 'm> {
     /// The bytes as they are.
-    Copy(Constant<'m>),
+    Copy(Box<Constant<'m>>),
     Codes(&'p Packed<'m>),
     Bytes(Vec<u8>),
 }
@@ -218,7 +218,7 @@ fn outputs<'p, 'm>(
                 name: constant.name().to_owned(),
                 dtype: info.dtype,
                 shape: info.shape,
-                content: Content::Copy(constant),
+                content: Content::Copy(Box::new(constant)),
             });
             continue;
         };
@@ -300,11 +300,11 @@ fn write_file(
         out.write_all(&(text.len() as u64).to_le_bytes())?;
         out.write_all(text.as_bytes())?;
         for output in outputs {
-            output.write(out).or_else(|error| match error {
-                CopyErrorOf::Write(error) => Err(error),
+            output.write(out).map_err(|error| match error {
+                CopyErrorOf::Write(error) => error,
                 CopyErrorOf::Other(error) => {
                     failed = Some(error);
-                    Err(io::Error::other("a tensor cannot be quantized"))
+                    io::Error::other("a tensor cannot be quantized")
                 }
             })?;
         }
@@ -672,7 +672,7 @@ impl Stored {
         let mut bytes = vec![0; rows.len() * self.words_per_row * 4];
         self.words.read_at((rows.start * self.words_per_row * 4) as u64, &mut bytes)?;
         let words = bytes.as_chunks::<4>().0;
-        let group_len = if self.groups == 0 { columns } else { columns / self.groups };
+        let group_len = columns.checked_div(self.groups).unwrap_or(columns);
         out.clear();
         for row in rows.clone() {
             let line = &words[(row - rows.start) * self.words_per_row..][..self.words_per_row];

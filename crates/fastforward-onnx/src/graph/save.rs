@@ -203,6 +203,9 @@ fn save_with(proto: &ModelProto, path: &Path, data: DataFile) -> Result<Saved> {
     Ok(Saved { data: Some(data_path), size_bytes: saved.size_bytes + data_bytes, ..saved })
 }
 
+/// Hands the bytes of a tensor over, part by part.
+pub(crate) type Fill<'a> = dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a;
+
 /// A data file that is being written.
 pub(crate) struct DataFile {
     file: NewFile,
@@ -216,7 +219,7 @@ impl DataFile {
         name: &str,
         dtype: DType,
         shape: &[usize],
-        fill: &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+        fill: &mut Fill<'_>,
     ) -> Result<TensorProto> {
         let size_bytes = n_elements(shape).and_then(|count| dtype.size_bytes(count)).unwrap_or(0);
         if size_bytes < MIN_EXTERNAL_BYTES {
