@@ -11,6 +11,7 @@
 
 pub use mpath;
 
+pub mod algorithms;
 pub mod array;
 pub mod config;
 pub mod data;

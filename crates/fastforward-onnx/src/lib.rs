@@ -63,6 +63,8 @@ pub mod opset;
 
 pub mod rewrite;
 
+pub mod joint_ranges;
+
 pub mod pipeline;
 
 pub mod shapes;

@@ -2,8 +2,9 @@
 
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::graph::{Dim, GraphIndex, Model, ValueInfo, data};
+use crate::graph::{GraphIndex, Model, data};
 use crate::proto::{NodeProto, TensorProto, attribute_float};
+use crate::rewrite::layer::{add_constant, free_name};
 
 /// Folds each `BatchNormalization` into the `Conv`, `ConvTranspose`, `Gemm`,
 /// `MatMul` or `MatMul` + `Add` that alone feeds it.
@@ -377,20 +378,6 @@ fn apply(model: &mut Model, position: usize, plan: Plan) {
     remove_unused(model, old_inputs.into_iter().chain(replaced).collect());
 }
 
-/// Puts `tensor` into the graph; files before IR version 4 list it as an input too.
-fn add_constant(model: &mut Model, tensor: TensorProto) {
-    let is_listed = model.graph().input.iter().any(|input| input.name() == tensor.name());
-    if model.proto().ir_version() < 4 && model.constant(tensor.name()).is_none() && !is_listed {
-        let info = ValueInfo {
-            name: tensor.name().to_owned(),
-            dtype: DType::from_onnx(tensor.data_type()).ok(),
-            shape: Some(tensor.dims.iter().map(|&size| Dim::Fixed(size as usize)).collect()),
-        };
-        model.graph_mut().input.push(info.to_proto());
-    }
-    model.set_constant(tensor);
-}
-
 /// Removes those constants among `names` that nothing reads.
 fn remove_unused(model: &mut Model, names: Vec<String>) {
     let index = model.index();
@@ -406,21 +393,4 @@ fn remove_unused(model: &mut Model, names: Vec<String>) {
     graph.node.retain(|node| {
         !(node.is_standard("Constant") && node.output.first().is_some_and(|name| is_unused(name)))
     });
-}
-
-/// `base`, or `base` with a number, that no value of the model is called.
-fn free_name(model: &Model, base: &str) -> String {
-    let taken = |name: &str| {
-        fn is_defined(graph: &crate::proto::GraphProto, name: &str) -> bool {
-            crate::graph::defined_names(graph).any(|other| other == name)
-                || (graph.node.iter().flat_map(NodeProto::subgraphs))
-                    .any(|(_, nested)| is_defined(nested, name))
-        }
-        is_defined(model.graph(), name)
-    };
-    if !taken(base) {
-        return base.to_owned();
-    }
-    let numbered = (2..).map(|number| format!("{base}_{number}"));
-    numbered.into_iter().find(|name| !taken(name)).unwrap_or_else(|| base.to_owned())
 }

@@ -1,0 +1,11 @@
+//! Rewrites that prepare a graph for few bits: what they keep, what they gain, and why they refuse.
+
+mod absorb_bias;
+mod correct_bias;
+#[path = "../quantize/data.rs"]
+mod data;
+mod equalize;
+mod joint_ranges;
+mod quantized;
+mod smooth;
+mod support;
