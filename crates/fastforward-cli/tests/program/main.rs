@@ -3,6 +3,8 @@
 mod bench;
 mod external_data;
 mod files;
+#[cfg(target_os = "linux")]
+mod memory;
 mod rules;
 mod transcripts;
 mod weight_files;
