@@ -1,0 +1,27 @@
+"""Reads what divan prints."""
+
+import pathlib
+import re
+
+UNITS = {"ns": 1e-6, "µs": 1e-3, "us": 1e-3, "ms": 1.0, "s": 1e3}
+ROW = re.compile(r"^(?P<lead>[│ ]*[├╰]─ )(?P<name>.*?)(?:\s{2,}|\s+(?=│)|\s*$)(?P<rest>.*)$")
+TIME = re.compile(r"([\d.]+) (ns|µs|us|ms|s)\b")
+
+
+def milliseconds(path):
+    """{"file/bench/argument": median milliseconds} of one run, the file without threads and ending."""
+    file = pathlib.Path(path).name.split(".")[0]
+    times, stack = {}, []
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            row = ROW.match(line.rstrip("\n"))
+            if not row:
+                continue
+            depth = len(row["lead"]) // 3
+            name, rest = row["name"].strip(), row["rest"]
+            del stack[depth - 1 :]
+            stack.append(name)
+            columns = rest.split("│")
+            if len(columns) >= 3 and (median := TIME.search(columns[2])):
+                times["/".join([file, *stack])] = float(median[1]) * UNITS[median[2]]
+    return times
