@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::affine::Bounds;
+use crate::affine::{Affine, Bounds};
 use crate::error::{KernelError, KernelErrorKind, check_len};
 use crate::grid::IntegerGrid;
 use crate::lanes::dispatch_fused;
@@ -135,52 +135,81 @@ pub fn gptq(
     options: &GptqOptions,
 ) -> Result<GptqResult, KernelError> {
     let layer = Layer::new(weight, tiling, grid, factor, options)?;
-    let initial = layer.initial()?;
-    let mut tiles = initial.clone();
-    let mut strips: Vec<Strip> =
-        (0..layer.rows.div_ceil(STRIP)).into_par_iter().map(|number| layer.strip(number)).collect();
-    for step in layer.steps() {
-        if let Some(window) = &step.window {
-            layer.ranges(&mut strips, window, &mut tiles)?;
-        }
-        layer.round(&mut strips, &step, &tiles);
-    }
+    layer.solve(layer.initial()?)
+}
 
-    let mut column_error = vec![0.0; layer.columns];
-    for strip in &strips {
-        for (column, error) in factor.order().iter().zip(&strip.column_error) {
-            column_error[*column] += error;
-        }
-    }
-    let losses: Vec<Loss> = strips
-        .iter()
-        .flat_map(|s| s.damped.iter().zip(&s.penalty).take(s.live))
-        .map(|(&damped, &penalty)| Loss { damped, penalty })
-        .collect();
-    let mut rounded = vec![0.0; layer.rows * layer.columns];
-    let parts = rounded.par_chunks_mut(STRIP * layer.columns.max(1));
-    parts.zip(&strips).for_each(|(out, strip)| layer.store(strip, out));
-    drop(strips);
+/// As [`gptq`] with [static groups](GptqOptions::static_groups), but with parameters from elsewhere, such as a search for
+/// ranges, in place of those for the smallest and largest weights.
+///
+/// # Errors
+/// As [`gptq`]; parameters of the wrong number, scales that are not positive and finite, offsets that are not finite.
+pub fn gptq_with_parameters(
+    weight: &[f32],
+    tiling: &Tiling,
+    affine: Affine<'_>,
+    grid: IntegerGrid,
+    factor: &HessianFactor,
+    options: &GptqOptions,
+) -> Result<GptqResult, KernelError> {
+    let options = GptqOptions { static_groups: true, ..*options };
+    let layer = Layer::new(weight, tiling, grid, factor, &options)?;
+    check_len("scale", tiling.num_tiles(), affine.scale.len())?;
+    affine.check(tiling)?;
+    layer.solve(layer.tiles(affine.scale, affine.offset))
+}
 
-    let mut result = GptqResult {
-        weight: rounded,
-        parameters: Parameters { scale: Vec::new(), offset: None },
-        loss: 0.0,
-        nearest_loss: None,
-        nearest_rows: 0,
-        column_error,
-    };
-    let mut kept = losses;
-    if options.nearest != NearestRounding::Ignore {
-        let nearest = layer.nearest(&kept, &initial);
-        if options.nearest == NearestRounding::Report {
-            result.nearest_loss = Some(nearest.iter().map(Loss::undamped).sum());
+impl Layer<'_> {
+    /// Rounds, beginning with these parameters.
+    fn solve(&self, initial: Tiles) -> Result<GptqResult, KernelError> {
+        let Layer { factor, options, .. } = *self;
+        let mut tiles = initial.clone();
+        let mut strips: Vec<Strip> = (0..self.rows.div_ceil(STRIP))
+            .into_par_iter()
+            .map(|number| self.strip(number))
+            .collect();
+        for step in self.steps() {
+            if let Some(window) = &step.window {
+                self.ranges(&mut strips, window, &mut tiles)?;
+            }
+            self.round(&mut strips, &step, &tiles);
         }
-        layer.prefer_nearest(&mut kept, &nearest, &initial, &mut tiles, &mut result);
+
+        let mut column_error = vec![0.0; self.columns];
+        for strip in &strips {
+            for (column, error) in factor.order().iter().zip(&strip.column_error) {
+                column_error[*column] += error;
+            }
+        }
+        let losses: Vec<Loss> = strips
+            .iter()
+            .flat_map(|s| s.damped.iter().zip(&s.penalty).take(s.live))
+            .map(|(&damped, &penalty)| Loss { damped, penalty })
+            .collect();
+        let mut rounded = vec![0.0; self.rows * self.columns];
+        let parts = rounded.par_chunks_mut(STRIP * self.columns.max(1));
+        parts.zip(&strips).for_each(|(out, strip)| self.store(strip, out));
+        drop(strips);
+
+        let mut result = GptqResult {
+            weight: rounded,
+            parameters: Parameters { scale: Vec::new(), offset: None },
+            loss: 0.0,
+            nearest_loss: None,
+            nearest_rows: 0,
+            column_error,
+        };
+        let mut kept = losses;
+        if options.nearest != NearestRounding::Ignore {
+            let nearest = self.nearest(&kept, &initial);
+            if options.nearest == NearestRounding::Report {
+                result.nearest_loss = Some(nearest.iter().map(Loss::undamped).sum());
+            }
+            self.prefer_nearest(&mut kept, &nearest, &initial, &mut tiles, &mut result);
+        }
+        result.loss = kept.iter().map(Loss::undamped).sum();
+        result.parameters = tiles.parameters(self.tile_rows());
+        Ok(result)
     }
-    result.loss = kept.iter().map(Loss::undamped).sum();
-    result.parameters = tiles.parameters(layer.tile_rows());
-    Ok(result)
 }
 
 /// What two losses must differ by, as a part of them, for the difference to be more than rounding.
@@ -303,15 +332,19 @@ impl<'a> Layer<'a> {
         let range = min_max(self.weight, self.tiling)?;
         range.check_finite()?;
         let found = parameters_for_range(&range.min, &range.max, self.grid, &self.options.range)?;
+        Ok(self.tiles(&found.scale, found.offset.as_deref()))
+    }
+
+    /// Parameters that are given tile row by tile row.
+    fn tiles(&self, scale: &[f32], offset: Option<&[f32]>) -> Tiles {
         let (tile_rows, tile_columns) = (self.tile_rows(), self.columns / self.tile.1);
         let transposed = |values: &[f32]| -> Vec<f32> {
             let at = |i: usize| values[i % tile_rows * tile_columns + i / tile_rows];
             (0..values.len()).map(at).collect()
         };
-        let scale = transposed(&found.scale);
-        let has_offset = found.offset.is_some();
-        let offset = found.offset.map_or(vec![0.0; scale.len()], |offset| transposed(&offset));
-        Ok(Tiles { scale, offset, has_offset })
+        let scale = transposed(scale);
+        let offset_of = offset.map_or(vec![0.0; scale.len()], transposed);
+        Tiles { scale, offset: offset_of, has_offset: offset.is_some() }
     }
 
     fn grid<'t>(&self, tiles: &'t Tiles, rounded_offset: &'t [f32]) -> Grid<'t> {

@@ -67,7 +67,7 @@ pub use dynamic::{dynamic_fake_quantize, dynamic_parameters, dynamic_quantize};
 pub use error::{AxisMismatch, KernelError, KernelErrorKind};
 pub use gptq::{
     DeadColumns, FactorOptions, GptqOptions, GptqResult, Hessian, HessianFactor, NearestRounding,
-    gptq, gptq_reference, hessian_loss,
+    gptq, gptq_reference, gptq_with_parameters, hessian_loss,
 };
 pub use grid::{Code, IntegerGrid};
 pub use integer::{

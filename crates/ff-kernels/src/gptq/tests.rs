@@ -443,3 +443,39 @@ fn no_instruction_set_loses_more() {
     }
     assert!(losses.iter().all(|l| (l - losses[0]).abs() <= 0.02 * losses[0]), "{losses:?}");
 }
+
+#[test]
+fn given_parameters_of_the_weights_ranges_change_nothing() {
+    let (rows, columns) = (6, 40);
+    let mut noise = Noise::new(3);
+    let weight = noise.take(rows * columns);
+    let mut hessian = Hessian::new(columns).unwrap();
+    hessian.add(&noise.take(64 * columns)).unwrap();
+    let factor = HessianFactor::new(&mut hessian, &FactorOptions::default()).unwrap();
+    let grid = IntegerGrid::signed(3).unwrap();
+    let options = GptqOptions { static_groups: true, ..Default::default() };
+    for tile in [[1, columns], [rows, columns], [2, 8], [1, 1]] {
+        let tiling = Tiling::new(&[rows, columns], &tile).unwrap();
+        let own = gptq(&weight, &tiling, grid, &factor, &options).unwrap();
+        let given = gptq_with_parameters(
+            &weight,
+            &tiling,
+            own.parameters.affine(),
+            grid,
+            &factor,
+            &options,
+        )
+        .unwrap();
+        assert_eq!(own, given);
+        let narrow = vec![own.parameters.scale[0] / 2.0; tiling.num_tiles()];
+        let affine = Affine { scale: &narrow, offset: None };
+        let found =
+            gptq_with_parameters(&weight, &tiling, affine, grid, &factor, &options).unwrap();
+        assert_eq!(found.parameters.scale, narrow);
+        let mut again = vec![0.0; rows * columns];
+        crate::fake_quantize(&found.weight, &tiling, affine, grid, &mut again).unwrap();
+        assert_eq!(found.weight, again);
+        let short = Affine { scale: &narrow[1..], offset: None };
+        assert!(gptq_with_parameters(&weight, &tiling, short, grid, &factor, &options).is_err());
+    }
+}
