@@ -81,6 +81,19 @@ fn hessian(bencher: Bencher<'_, '_>, (features, samples): (usize, usize)) {
     });
 }
 
+/// The size of a large layer's calibration, once.
+#[divan::bench(args = [(4096, 65536)], sample_count = 1, sample_size = 1)]
+fn hessian_once(bencher: Bencher<'_, '_>, (features, samples): (usize, usize)) {
+    let batches: Vec<Vec<f32>> = (0..8).map(|seed| noise(BATCH * features, seed)).collect();
+    bencher.counter(ItemsCount::new(samples * features * features)).bench_local(|| {
+        let mut hessian = Hessian::new(features).unwrap();
+        for batch in batches.iter().cycle().take(samples / BATCH) {
+            hessian.add(black_box(batch)).unwrap();
+        }
+        hessian.count()
+    });
+}
+
 /// A Hessian of inputs that are related, as those of real layers are.
 fn related(features: usize) -> Hessian {
     let samples = features / 2 + 256;

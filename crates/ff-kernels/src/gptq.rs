@@ -3,7 +3,6 @@
 mod factor;
 mod hessian;
 mod reference;
-mod strip;
 mod update;
 
 #[cfg(test)]
@@ -21,10 +20,10 @@ use crate::affine::{Affine, Bounds};
 use crate::error::{KernelError, KernelErrorKind, check_len};
 use crate::grid::IntegerGrid;
 use crate::lanes::dispatch_fused;
+use crate::product::{Lane, WIDTH};
 use crate::range::{Parameters, RangeOptions, min_max, parameters_for_range};
 use crate::tiling::Tiling;
-use strip::{Row, STRIP};
-use update::{Accumulate, CHUNK, Grid, Judge, Nearest, PANEL, Ranges, Round, Strip};
+use update::{Accumulate, CHUNK, Grid, Judge, Nearest, Ranges, Round, SHARED, Strip};
 
 /// How [`gptq`] rounds. The default is the reference's (spec §10.1), with a guard that it lacks.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -161,43 +160,43 @@ pub fn gptq_with_parameters(
 impl Layer<'_> {
     /// Rounds, beginning with these parameters.
     fn solve(&self, initial: Tiles) -> Result<GptqResult, KernelError> {
-        let Layer { factor, options, .. } = *self;
-        let mut tiles = initial.clone();
-        let mut strips: Vec<Strip> = (0..self.rows.div_ceil(STRIP))
-            .into_par_iter()
-            .map(|number| self.strip(number))
-            .collect();
-        for step in self.steps() {
-            if let Some(window) = &step.window {
-                self.ranges(&mut strips, window, &mut tiles)?;
-            }
-            self.round(&mut strips, &step, &tiles);
-        }
-
-        let mut column_error = vec![0.0; self.columns];
-        for strip in &strips {
-            for (column, error) in factor.order().iter().zip(&strip.column_error) {
-                column_error[*column] += error;
-            }
-        }
-        let losses: Vec<Loss> = strips
-            .iter()
-            .flat_map(|s| s.damped.iter().zip(&s.penalty).take(s.live))
-            .map(|(&damped, &penalty)| Loss { damped, penalty })
-            .collect();
-        let mut rounded = vec![0.0; self.rows * self.columns];
-        let parts = rounded.par_chunks_mut(STRIP * self.columns.max(1));
-        parts.zip(&strips).for_each(|(out, strip)| self.store(strip, out));
-        drop(strips);
-
+        let Layer { factor, options, rows, columns, .. } = *self;
         let mut result = GptqResult {
-            weight: rounded,
+            weight: vec![0.0; rows * columns],
             parameters: Parameters { scale: Vec::new(), offset: None },
             loss: 0.0,
             nearest_loss: None,
             nearest_rows: 0,
-            column_error,
+            column_error: vec![0.0; columns],
         };
+        let mut tiles = initial.clone();
+        if result.weight.is_empty() {
+            result.parameters = tiles.parameters();
+            return Ok(result);
+        }
+        let steps = self.steps();
+        let batch = self.batch();
+        let batches = result.weight.par_chunks_mut(batch * WIDTH * columns).enumerate();
+        let done: Vec<Result<Done, KernelError>> = batches
+            .map_init(Vec::new, |strips, (number, out)| {
+                self.solve_batch(&steps, &initial, number * batch, strips, out)
+            })
+            .collect();
+
+        let mut losses = Vec::with_capacity(rows);
+        for done in done {
+            let done = done?;
+            // Strip by strip, so that the sums do not depend on what a batch is.
+            for errors in done.column_errors {
+                for (column, error) in factor.order().iter().zip(errors) {
+                    result.column_error[*column] += error;
+                }
+            }
+            losses.extend(done.losses);
+            if self.regroups() {
+                tiles.replace(done.first_tile, &done.tiles);
+            }
+        }
         let mut kept = losses;
         if options.nearest != NearestRounding::Ignore {
             let nearest = self.nearest(&kept, &initial);
@@ -207,9 +206,67 @@ impl Layer<'_> {
             self.prefer_nearest(&mut kept, &nearest, &initial, &mut tiles, &mut result);
         }
         result.loss = kept.iter().map(Loss::undamped).sum();
-        result.parameters = tiles.parameters(self.tile_rows());
+        result.parameters = tiles.parameters();
         Ok(result)
     }
+
+    /// Strips that are rounded from the first column to the last before others are begun: few, so that they stay in
+    /// the caches; all of them where ranges computed anew are of rows in several.
+    fn batch(&self) -> usize {
+        let strips = self.rows.div_ceil(WIDTH);
+        let independent = !self.regroups() || WIDTH.is_multiple_of(self.tile.0);
+        if independent { self.panel(strips) } else { strips }
+    }
+
+    /// Rounds the strips from `first` on to `out`, which says how many they are. `strips` is memory to work in.
+    fn solve_batch(
+        &self,
+        steps: &[Step],
+        initial: &Tiles,
+        first: usize,
+        strips: &mut Vec<Strip>,
+        out: &mut [f32],
+    ) -> Result<Done, KernelError> {
+        let rows = first * WIDTH..first * WIDTH + out.len() / self.columns;
+        let tile_rows = rows.start / self.tile.0..rows.end.div_ceil(self.tile.0);
+        let mut tiles = initial.part(&tile_rows);
+        strips.resize_with(rows.len().div_ceil(WIDTH), Strip::default);
+        let panel = self.panel(strips.len());
+        strips.par_chunks_mut(panel).enumerate().for_each(|(number, strips)| {
+            for (i, strip) in strips.iter_mut().enumerate() {
+                self.load(first + number * panel + i, tile_rows.start, strip);
+            }
+        });
+        for step in steps {
+            if let Some(window) = &step.window {
+                self.ranges(strips, window, &mut tiles)?;
+            }
+            self.round(strips, step, &tiles);
+        }
+        let parts = out.par_chunks_mut(panel * WIDTH * self.columns);
+        parts.zip(strips.par_chunks(panel)).for_each(|(out, strips)| {
+            for (strip, out) in strips.iter().zip(out.chunks_mut(WIDTH * self.columns)) {
+                self.store(strip, out);
+            }
+        });
+        Ok(Done {
+            first_tile: tile_rows.start,
+            tiles,
+            losses: strips.iter().flat_map(|s| (0..s.live).map(|row| s.loss(row))).collect(),
+            column_errors: strips.iter_mut().map(|s| std::mem::take(&mut s.column_error)).collect(),
+        })
+    }
+}
+
+/// What is left of a batch of strips.
+struct Done {
+    /// The first row of tiles that `tiles` are of.
+    first_tile: usize,
+    tiles: Tiles,
+    /// Of each row.
+    losses: Vec<Loss>,
+    /// Of each strip, columns in the order of the factor.
+    column_errors: Vec<Vec<f64>>,
 }
 
 /// What two losses must differ by, as a part of them, for the difference to be more than rounding.
@@ -246,6 +303,8 @@ impl Loss {
 /// Parameters, tile column by tile column: `[tile columns, tile rows]`.
 #[derive(Clone)]
 struct Tiles {
+    /// Rows of tiles.
+    rows: usize,
     scale: Vec<f32>,
     /// Not rounded; zero where there is none.
     offset: Vec<f32>,
@@ -253,14 +312,40 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn parameters(self, tile_rows: usize) -> Parameters {
+    fn parameters(self) -> Parameters {
         let transposed = |values: &[f32]| {
-            let columns = values.len() / tile_rows.max(1);
-            let at = |i: usize| values[i % columns * tile_rows + i / columns];
+            let columns = values.len() / self.rows.max(1);
+            let at = |i: usize| values[i % columns * self.rows + i / columns];
             (0..values.len()).map(at).collect()
         };
         let offset = self.has_offset.then(|| transposed(&self.offset));
         Parameters { scale: transposed(&self.scale), offset }
+    }
+
+    /// Some of the rows.
+    fn part(&self, rows: &Range<usize>) -> Tiles {
+        let part = |values: &[f32]| {
+            values
+                .chunks_exact(self.rows)
+                .flat_map(|values| &values[rows.clone()])
+                .copied()
+                .collect()
+        };
+        let (scale, offset) = (part(&self.scale), part(&self.offset));
+        Tiles { rows: rows.len(), scale, offset, has_offset: self.has_offset }
+    }
+
+    /// Takes the rows from `first` on from `others`.
+    fn replace(&mut self, first: usize, others: &Tiles) {
+        let (rows, part) = (self.rows, others.rows);
+        let replace = |values: &mut [f32], others: &[f32]| {
+            for (values, others) in values.chunks_mut(rows).zip(others.chunks(part)) {
+                values[first..][..others.len()].copy_from_slice(others);
+            }
+        };
+        self.has_offset |= others.has_offset;
+        replace(&mut self.scale, &others.scale);
+        replace(&mut self.offset, &others.offset);
     }
 }
 
@@ -327,7 +412,7 @@ impl<'a> Layer<'a> {
     /// The parameters for the ranges of the weights as they came.
     fn initial(&self) -> Result<Tiles, KernelError> {
         if self.rows == 0 || self.columns == 0 {
-            return Ok(Tiles { scale: Vec::new(), offset: Vec::new(), has_offset: false });
+            return Ok(Tiles { rows: 0, scale: Vec::new(), offset: Vec::new(), has_offset: false });
         }
         let range = min_max(self.weight, self.tiling)?;
         range.check_finite()?;
@@ -344,44 +429,47 @@ impl<'a> Layer<'a> {
         };
         let scale = transposed(scale);
         let offset_of = offset.map_or(vec![0.0; scale.len()], transposed);
-        Tiles { scale, offset: offset_of, has_offset: offset.is_some() }
+        Tiles { rows: tile_rows, scale, offset: offset_of, has_offset: offset.is_some() }
     }
 
     fn grid<'t>(&self, tiles: &'t Tiles, rounded_offset: &'t [f32]) -> Grid<'t> {
         Grid {
             scale: &tiles.scale,
             offset: rounded_offset,
-            tile_rows: self.tile_rows(),
+            tile_rows: tiles.rows,
             width: self.tile.1,
             bounds: Bounds::new(self.grid),
         }
     }
 
-    /// A strip of the weight, its columns in the order of the factor.
-    fn strip(&self, number: usize) -> Strip {
-        let first = number * STRIP;
-        let live = (self.rows - first).min(STRIP);
+    /// A strip of the weight, its columns in the order of the factor; rows of tiles are counted from `first_tile` on.
+    fn load(&self, number: usize, first_tile: usize, strip: &mut Strip) {
+        let first = number * WIDTH;
+        let live = (self.rows - first).min(WIDTH);
+        strip.reset(self.columns, first, live);
+        let Strip { weight, lost, .. } = strip;
+        let weights = if self.factor.act_order() { &mut *lost } else { &mut *weight };
+        if live < WIDTH {
+            weights.fill(Lane::default());
+        }
         let [row_step, column_step] = [self.tiling.strides()[0], self.tiling.strides()[1]];
-        let mut weight: Vec<Row> = vec![[0.0; STRIP]; self.columns];
         // A few columns at a time, as many as a line of the cache holds.
-        for (part, out) in weight.chunks_mut(16).enumerate() {
+        for (part, out) in weights.chunks_mut(16).enumerate() {
             for r in 0..live {
                 let from = &self.weight[(first + r) * row_step + part * 16 * column_step..];
                 out.iter_mut().enumerate().for_each(|(c, out)| out[r] = from[c * column_step]);
             }
         }
+        let order = self.factor.order();
         if self.factor.act_order() {
-            weight = self.factor.order().iter().map(|&column| weight[column]).collect();
+            weight.iter_mut().zip(order).for_each(|(weight, &column)| *weight = lost[column]);
         }
         if self.options.dead_columns == DeadColumns::Zero {
-            for (&column, weight) in self.factor.order().iter().zip(&mut weight) {
-                if self.dead[column] {
-                    *weight = [0.0; STRIP];
-                }
-            }
+            let dead = order.iter().zip(weight).filter(|(column, _)| self.dead[**column]);
+            dead.for_each(|(_, weight)| *weight = Lane::default());
         }
-        let tile_rows = std::array::from_fn(|r| (first + r.min(live - 1)) / self.tile.0);
-        Strip::new(weight, tile_rows, first, live)
+        let tile_row = |r: usize| (first + r.min(live - 1)) / self.tile.0 - first_tile;
+        strip.tile_rows = std::array::from_fn(tile_row);
     }
 
     /// Writes a strip's weights, row by row and with columns where they belong.
@@ -390,7 +478,7 @@ impl<'a> Layer<'a> {
         let mut sorted;
         let mut weight = &strip.weight;
         if self.factor.act_order() {
-            sorted = vec![[0.0; STRIP]; columns];
+            sorted = vec![Lane::default(); columns];
             for (&column, weight) in self.factor.order().iter().zip(weight) {
                 sorted[column] = *weight;
             }
@@ -433,7 +521,7 @@ impl<'a> Layer<'a> {
 
     /// Strips that share the work on the factor.
     fn panel(&self, strips: usize) -> usize {
-        strips.div_ceil(rayon::current_num_threads()).clamp(1, PANEL)
+        strips.div_ceil(rayon::current_num_threads()).clamp(1, SHARED)
     }
 
     /// New parameters for the groups of a window.
@@ -454,7 +542,7 @@ impl<'a> Layer<'a> {
                 dispatch_fused(Ranges { strip, factor, columns, first, group, work });
             }
         });
-        let tile_rows = self.tile_rows();
+        let tile_rows = tiles.rows;
         for number in 0..(window.columns.end - window.first) / group {
             let mut min = vec![f32::INFINITY; tile_rows];
             let mut max = vec![f32::NEG_INFINITY; tile_rows];
@@ -496,13 +584,19 @@ impl<'a> Layer<'a> {
         let (factor, grid) = (self.factor, self.grid(tiles, &rounded));
         // Rows that are decided together need all of their losses.
         let ends_early = self.options.nearest == NearestRounding::Guard && self.unit() == 1;
-        let num_strips = self.rows.div_ceil(STRIP);
+        let num_strips = self.rows.div_ceil(WIDTH);
         let panel = self.panel(num_strips);
         let mut found = vec![Loss { damped: f64::INFINITY, penalty: 0.0 }; self.rows];
-        found.par_chunks_mut(panel * STRIP).enumerate().for_each(|(number, found)| {
+        found.par_chunks_mut(panel * WIDTH).enumerate().for_each(|(number, found)| {
             let first = number * panel;
             let numbers = first..num_strips.min(first + panel);
-            let mut strips: Vec<Strip> = numbers.map(|number| self.strip(number)).collect();
+            let mut strips: Vec<Strip> = numbers
+                .map(|number| {
+                    let mut strip = Strip::default();
+                    self.load(number, 0, &mut strip);
+                    strip
+                })
+                .collect();
             for strip in &mut strips {
                 dispatch_fused(Nearest { strip, factor, grid });
             }
@@ -531,7 +625,7 @@ impl<'a> Layer<'a> {
             }
             for strip in strips {
                 for r in 0..strip.live {
-                    found[strip.first - first * STRIP + r] = strip.loss(r);
+                    found[strip.first - first * WIDTH + r] = strip.loss(r);
                 }
             }
         });

@@ -39,6 +39,10 @@ pub trait Lanes<T>: Copy {
         b: Self::Register,
         c: Self::Register,
     ) -> Self::Register;
+    /// `a + b`
+    fn add(self, a: Self::Register, b: Self::Register) -> Self::Register;
+    /// Adds the numbers of a register to those at the beginning of a slice that is long enough.
+    fn add_wide(self, register: Self::Register, out: &mut [f64]);
     /// Asks for the memory around an address, which need not be valid, to be brought near.
     #[inline(always)]
     fn prefetch(self, _address: *const T) {}
@@ -199,6 +203,19 @@ macro_rules! plain {
                 }
                 c
             }
+
+            #[inline(always)]
+            fn add(self, mut a: [$t; $count], b: [$t; $count]) -> [$t; $count] {
+                a.iter_mut().zip(&b).for_each(|(a, b)| *a += b);
+                a
+            }
+
+            #[inline(always)]
+            fn add_wide(self, register: [$t; $count], out: &mut [f64]) {
+                let out: &mut [f64; $count] =
+                    out.first_chunk_mut().expect("the slice is long enough");
+                out.iter_mut().zip(&register).for_each(|(out, value)| *out += f64::from(*value));
+            }
         }
     };
 }
@@ -233,8 +250,56 @@ mod x86 {
         }
     }
 
+    /// # Safety
+    /// The machine has AVX-512 F and DQ.
+    #[inline(always)]
+    unsafe fn add_16_floats(register: __m512, out: &mut [f64; 16]) {
+        let (low, high) = out.split_at_mut(8);
+        let (low, high) = (low.as_mut_ptr(), high.as_mut_ptr());
+        // SAFETY: the caller's promise; each pointer is to eight numbers, and any alignment will do.
+        unsafe {
+            let first = _mm512_cvtps_pd(_mm512_castps512_ps256(register));
+            let second = _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(register));
+            _mm512_storeu_pd(low, _mm512_add_pd(_mm512_loadu_pd(low), first));
+            _mm512_storeu_pd(high, _mm512_add_pd(_mm512_loadu_pd(high), second));
+        }
+    }
+
+    /// # Safety
+    /// The machine has AVX-512 F.
+    #[inline(always)]
+    unsafe fn add_8_doubles(register: __m512d, out: &mut [f64; 8]) {
+        let out = out.as_mut_ptr();
+        // SAFETY: the caller's promise; the pointer is to eight numbers, and any alignment will do.
+        unsafe { _mm512_storeu_pd(out, _mm512_add_pd(_mm512_loadu_pd(out), register)) }
+    }
+
+    /// # Safety
+    /// The machine has AVX.
+    #[inline(always)]
+    unsafe fn add_8_floats(register: __m256, out: &mut [f64; 8]) {
+        let (low, high) = out.split_at_mut(4);
+        let (low, high) = (low.as_mut_ptr(), high.as_mut_ptr());
+        // SAFETY: the caller's promise; each pointer is to four numbers, and any alignment will do.
+        unsafe {
+            let first = _mm256_cvtps_pd(_mm256_castps256_ps128(register));
+            let second = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(register));
+            _mm256_storeu_pd(low, _mm256_add_pd(_mm256_loadu_pd(low), first));
+            _mm256_storeu_pd(high, _mm256_add_pd(_mm256_loadu_pd(high), second));
+        }
+    }
+
+    /// # Safety
+    /// The machine has AVX.
+    #[inline(always)]
+    unsafe fn add_4_doubles(register: __m256d, out: &mut [f64; 4]) {
+        let out = out.as_mut_ptr();
+        // SAFETY: the caller's promise; the pointer is to four numbers, and any alignment will do.
+        unsafe { _mm256_storeu_pd(out, _mm256_add_pd(_mm256_loadu_pd(out), register)) }
+    }
+
     macro_rules! lanes {
-        ($set:ty, $t:ty, $register:ty, $count:literal, $splat:ident, $load:ident, $store:ident, $fused:ident) => {
+        ($set:ty, $t:ty, $register:ty, $count:literal, $splat:ident, $load:ident, $store:ident, $fused:ident, $add:ident, $add_wide:ident) => {
             impl Lanes<$t> for $set {
                 type Register = $register;
                 const COUNT: usize = $count;
@@ -268,6 +333,20 @@ mod x86 {
                 }
 
                 #[inline(always)]
+                fn add(self, a: $register, b: $register) -> $register {
+                    // SAFETY: as for `splat`.
+                    unsafe { $add(a, b) }
+                }
+
+                #[inline(always)]
+                fn add_wide(self, register: $register, out: &mut [f64]) {
+                    let out: &mut [f64; $count] =
+                        out.first_chunk_mut().expect("the slice is long enough");
+                    // SAFETY: `self` exists only where the instruction set was detected.
+                    unsafe { $add_wide(register, out) }
+                }
+
+                #[inline(always)]
                 fn prefetch(self, address: *const $t) {
                     // SAFETY: every x86-64 machine has the instruction, and it never faults.
                     unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
@@ -284,7 +363,9 @@ mod x86 {
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
-        _mm512_fmadd_ps
+        _mm512_fmadd_ps,
+        _mm512_add_ps,
+        add_16_floats
     );
     lanes!(
         Avx512,
@@ -294,7 +375,9 @@ mod x86 {
         _mm512_set1_pd,
         _mm512_loadu_pd,
         _mm512_storeu_pd,
-        _mm512_fmadd_pd
+        _mm512_fmadd_pd,
+        _mm512_add_pd,
+        add_8_doubles
     );
     lanes!(
         Avx2,
@@ -304,7 +387,9 @@ mod x86 {
         _mm256_set1_ps,
         _mm256_loadu_ps,
         _mm256_storeu_ps,
-        _mm256_fmadd_ps
+        _mm256_fmadd_ps,
+        _mm256_add_ps,
+        add_8_floats
     );
     lanes!(
         Avx2,
@@ -314,6 +399,8 @@ mod x86 {
         _mm256_set1_pd,
         _mm256_loadu_pd,
         _mm256_storeu_pd,
-        _mm256_fmadd_pd
+        _mm256_fmadd_pd,
+        _mm256_add_pd,
+        add_4_doubles
     );
 }

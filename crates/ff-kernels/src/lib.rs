@@ -53,6 +53,7 @@ mod uniform;
 
 mod lanes;
 mod map;
+mod product;
 mod reduce;
 pub mod simd;
 mod stream;

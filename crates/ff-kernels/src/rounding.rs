@@ -26,7 +26,6 @@ mod hqq;
 mod layer;
 mod math;
 mod moments;
-mod product;
 mod ranges;
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use faer::{MatMut, Par};
 use rayon::prelude::*;
 
 use super::hessian::Hessian;
-use super::strip::TILE;
 use crate::error::{KernelError, KernelErrorKind};
+use crate::product::PANEL;
 
 /// How [`HessianFactor::new`] makes a Hessian invertible, and in which order columns are rounded. The default is the
 /// reference's (spec §10.1).
@@ -45,7 +45,7 @@ pub struct HessianFactor {
     /// What was added to the diagonal, for columns in order.
     added: Vec<f64>,
     /// `R` in groups of 8 columns, each with the rows down to its diagonal.
-    groups: Vec<[f32; TILE]>,
+    groups: Vec<[f32; PANEL]>,
 }
 
 /// What damping starts from when none was asked for and some is needed.
@@ -109,12 +109,12 @@ impl HessianFactor {
 
         let added =
             order.iter().map(|&i| diagonal[i] + perc_damp * mean - hessian.value(i, i)).collect();
-        let groups = (0..n.div_ceil(TILE)).into_par_iter().flat_map_iter(|group| {
+        let groups = (0..n.div_ceil(PANEL)).into_par_iter().flat_map_iter(|group| {
             let matrix = &matrix;
-            (0..(group + 1) * TILE).map(move |row| {
+            (0..(group + 1) * PANEL).map(move |row| {
                 std::array::from_fn(|i| {
                     // R and the lower factor are each other, seen from the opposite corner.
-                    let column = group * TILE + i;
+                    let column = group * PANEL + i;
                     let inside = row <= column && column < n;
                     if inside { matrix[(n - 1 - column) * n + n - 1 - row] as f32 } else { 0.0 }
                 })
@@ -162,8 +162,8 @@ impl HessianFactor {
 
     /// The rows of `R`, down to the diagonal, in a group of columns.
     #[inline(always)]
-    pub(super) fn group(&self, group: usize) -> &[[f32; TILE]] {
-        &self.groups[group * (group + 1) / 2 * TILE..][..(group + 1) * TILE]
+    pub(super) fn group(&self, group: usize) -> &[[f32; PANEL]] {
+        &self.groups[group * (group + 1) / 2 * PANEL..][..(group + 1) * PANEL]
     }
 }
 

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::strip::{DEPTH, Row, STRIP, TILE, tile};
 use crate::error::{KernelError, KernelErrorKind, SITES_SHOWN, check_len};
 use crate::lanes::{Fused, Lanes, dispatch_fused};
+use crate::product::{DEPTH, Lane, PANEL, Tile, WIDTH, add_product_wide};
 
 /// `H = 2/n · Σ x xᵀ` over `n` samples `x` of `features` numbers: the Hessian of a linear layer's squared output error
 /// with respect to a row of its weight (spec §10.2).
@@ -29,17 +29,16 @@ pub struct Hessian {
     count: u64,
     layout: Layout,
     /// The sums of samples that are not pending, as [`Layout`] says.
-    sums: Vec<Tile>,
-    /// Samples that wait until there are enough: `[PANEL / DEPTH, strips, DEPTH]`.
-    pending: Vec<Row>,
+    sums: Vec<Tile<f64>>,
+    /// Samples that wait until there are enough: `[BATCH / DEPTH, strips, DEPTH]`.
+    pending: Vec<Lane<f32>>,
+    /// The same in panels: `[BATCH / DEPTH, strips, WIDTH / PANEL, DEPTH]`.
+    panels: Vec<[f32; PANEL]>,
     num_pending: usize,
 }
 
-/// Sums of 8 features with 32 others.
-type Tile = [[f64; STRIP]; TILE];
-
 /// Samples that are taken in together: while a block of sums is in the second cache, it takes in all of them.
-const PANEL: usize = 4 * DEPTH;
+const BATCH: usize = 4 * DEPTH;
 /// The largest side of a block.
 const MAX_BLOCK: usize = 256;
 
@@ -55,8 +54,8 @@ struct Layout {
 
 impl Layout {
     fn new(features: usize) -> Self {
-        let strips = features.div_ceil(STRIP).max(1);
-        Self { strips, block: strips.min(MAX_BLOCK / STRIP) }
+        let strips = features.div_ceil(WIDTH).max(1);
+        Self { strips, block: strips.min(MAX_BLOCK / WIDTH) }
     }
 
     /// Blocks along a side.
@@ -66,7 +65,7 @@ impl Layout {
 
     /// Tiles along a strip of a block.
     fn strip_tiles(self) -> usize {
-        self.block * STRIP / TILE
+        self.block * WIDTH / PANEL
     }
 
     /// Tiles of a block.
@@ -82,12 +81,12 @@ impl Layout {
     /// Where the sum of a row and a column, which is not above it, lies: the tile and the place in it.
     #[inline(always)]
     fn at(self, row: usize, column: usize) -> (usize, usize, usize) {
-        let side = self.block * STRIP;
+        let side = self.block * WIDTH;
         let (block_row, block_column) = (row / side, column / side);
         let (row, column) = (row % side, column % side);
         let block = block_row * (block_row + 1) / 2 + block_column;
-        let tile = block * self.block_tiles() + column / STRIP * self.strip_tiles() + row / TILE;
-        (tile, row % TILE, column % STRIP)
+        let tile = block * self.block_tiles() + column / WIDTH * self.strip_tiles() + row / PANEL;
+        (tile, row % PANEL, column % WIDTH)
     }
 }
 
@@ -103,8 +102,16 @@ impl Hessian {
             return Err(KernelErrorKind::TooLarge { shape: vec![features, features] }.into());
         }
         let layout = Layout::new(features);
-        let sums = vec![[[0.0; STRIP]; TILE]; layout.tiles()];
-        Ok(Self { features, count: 0, layout, sums, pending: Vec::new(), num_pending: 0 })
+        let sums = vec![[Lane::default(); PANEL]; layout.tiles()];
+        Ok(Self {
+            features,
+            count: 0,
+            layout,
+            sums,
+            pending: Vec::new(),
+            panels: Vec::new(),
+            num_pending: 0,
+        })
     }
 
     /// What [`Hessian::lower`] and [`Hessian::count`] gave: sums that were saved are taken up again.
@@ -160,23 +167,36 @@ impl Hessian {
             let rows = (rest.len() / n).min(DEPTH - first);
             let (now, later) = rest.split_at(rows * n);
             rest = later;
-            let part = self.layout.strips * DEPTH;
-            if self.pending.is_empty() {
-                self.pending = vec![[0.0; STRIP]; PANEL / DEPTH * part];
-            }
-            let pending = &mut self.pending[depth * part..][..part];
-            pending.par_chunks_mut(DEPTH).enumerate().for_each(|(strip, out)| {
-                let columns = strip * STRIP..n.min((strip + 1) * STRIP);
-                for (out, row) in out[first..].iter_mut().zip(now.chunks_exact(n)) {
-                    out[..columns.len()].copy_from_slice(&row[columns.clone()]);
-                }
-            });
+            self.pack(depth, first, now);
             self.num_pending += rows;
-            if self.num_pending == PANEL {
+            if self.num_pending == BATCH {
                 self.take_in();
             }
         }
         Ok(())
+    }
+
+    /// Puts samples where they wait.
+    fn pack(&mut self, depth: usize, first: usize, samples: &[f32]) {
+        let n = self.features;
+        let part = self.layout.strips * DEPTH;
+        if self.pending.is_empty() {
+            self.pending = vec![Lane::default(); BATCH / DEPTH * part];
+            self.panels = vec![[0.0; PANEL]; BATCH / DEPTH * part * (WIDTH / PANEL)];
+        }
+        let lanes = self.pending[depth * part..][..part].par_chunks_mut(DEPTH);
+        let part = part * (WIDTH / PANEL);
+        let panels = self.panels[depth * part..][..part].par_chunks_mut(DEPTH * (WIDTH / PANEL));
+        lanes.zip(panels).enumerate().for_each(|(strip, (lanes, panels))| {
+            let columns = strip * WIDTH..n.min((strip + 1) * WIDTH);
+            for (k, row) in samples.chunks_exact(n).enumerate() {
+                let lane = &mut lanes[first + k];
+                lane[..columns.len()].copy_from_slice(&row[columns.clone()]);
+                for (panel, values) in lane.as_chunks().0.iter().enumerate() {
+                    panels[panel * DEPTH + first + k] = *values;
+                }
+            }
+        });
     }
 
     /// Adds the samples of another Hessian.
@@ -233,7 +253,10 @@ impl Hessian {
         let pairs: Vec<(usize, usize)> = (0..layout.blocks())
             .flat_map(|row| (0..=row).map(move |column| (row, column)))
             .collect();
-        let parts: Vec<&[Row]> = self.pending.chunks_exact(layout.strips * DEPTH).collect();
+        let part = layout.strips * DEPTH;
+        let lanes = self.pending.chunks_exact(part);
+        let panels = self.panels.chunks_exact(part * (WIDTH / PANEL));
+        let parts: Vec<Part<'_>> = lanes.zip(panels).collect();
         let num_pending = self.num_pending;
         self.sums.par_chunks_mut(layout.block_tiles()).zip(&pairs).for_each(|(sums, pair)| {
             dispatch_fused::<f32, _>(Block {
@@ -273,15 +296,17 @@ fn check_finite(finite: impl Iterator<Item = bool>) -> Result<(), KernelError> {
     if count == 0 { Ok(()) } else { Err(KernelErrorKind::NotFinite { count, first }.into()) }
 }
 
+/// `DEPTH` samples, in strips and in panels.
+type Part<'a> = (&'a [Lane<f32>], &'a [[f32; PANEL]]);
+
 /// One block of sums takes in the samples that wait.
 struct Block<'a> {
     layout: Layout,
     /// Which block: row and column.
     pair: (usize, usize),
-    /// Samples, `DEPTH` at a time, in strips.
-    parts: &'a [&'a [Row]],
+    parts: &'a [Part<'a>],
     num_pending: usize,
-    sums: &'a mut [Tile],
+    sums: &'a mut [Tile<f64>],
 }
 
 impl Fused<f32> for Block<'_> {
@@ -292,23 +317,18 @@ impl Fused<f32> for Block<'_> {
         let Block { layout, pair: (row, column), parts, num_pending, sums } = self;
         let strips =
             |block: usize| block * layout.block..layout.strips.min((block + 1) * layout.block);
-        for (number, part) in parts.iter().enumerate() {
+        for (number, (lanes_of, panels_of)) in parts.iter().enumerate() {
             let depth = num_pending.saturating_sub(number * DEPTH).min(DEPTH);
             if depth == 0 {
                 break;
             }
             for (right, sums) in strips(column).zip(sums.chunks_exact_mut(layout.strip_tiles())) {
-                let below = strips(row).zip(sums.chunks_exact_mut(STRIP / TILE));
+                let below = strips(row).zip(sums.chunks_exact_mut(WIDTH / PANEL));
                 for (left, sums) in below.filter(|(left, _)| *left >= right) {
-                    let (left, right) =
-                        (&part[left * DEPTH..][..depth], &part[right * DEPTH..][..depth]);
-                    for (at, sums) in sums.iter_mut().enumerate() {
-                        let products = tile(lanes, left, at * TILE, right);
-                        for (sums, products) in sums.iter_mut().zip(&products) {
-                            for (sum, product) in sums.iter_mut().zip(products) {
-                                *sum += f64::from(*product);
-                            }
-                        }
+                    let panels = panels_of[left * DEPTH * (WIDTH / PANEL)..].chunks_exact(DEPTH);
+                    let right = &lanes_of[right * DEPTH..][..depth];
+                    for (left, sums) in panels.zip(sums) {
+                        add_product_wide(lanes, &left[..depth], right, sums);
                     }
                 }
             }

@@ -3,36 +3,37 @@
 //! Loops are written out: only what is inlined for certain becomes the instructions of the level chosen at run time.
 
 use super::factor::HessianFactor;
-use super::strip::{DEPTH, Row, STRIP, TILE, tile};
 use crate::affine::Bounds;
 use crate::lanes::{Fused, Lanes};
+use crate::product::{DEPTH, Lane, PANEL, Tile, WIDTH, add_product};
 
 /// Columns that are prepared together where nothing else says how many.
 pub(super) const CHUNK: usize = 256;
 /// Strips that go through a chunk of the factor while it is in the second cache.
-pub(super) const PANEL: usize = 8;
+pub(super) const SHARED: usize = 8;
 
 /// 32 rows of the weight, column by column in the order of the factor.
 ///
 /// With `D = W - Q` for the columns done, the errors `E` of the reference are `D R`, and a column's corrected weight is
 /// `w + (Σ_{k before} D_k R_k) / R_jj`: what the columns before it leave to make up for.
+#[derive(Default)]
 pub(super) struct Strip {
     /// Weights; quantized weights once their column is done.
-    pub(super) weight: Vec<Row>,
+    pub(super) weight: Vec<Lane<f32>>,
     /// What rounding took from the weights of the columns done.
-    pub(super) lost: Vec<Row>,
+    pub(super) lost: Vec<Lane<f32>>,
     /// Sums over the columns before the chunk, for the chunk's columns.
-    before: Vec<Row>,
+    before: Vec<Tile<f32>>,
     /// `Σ E²` of each row.
-    pub(super) damped: [f64; STRIP],
+    pub(super) damped: Lane<f64>,
     /// What of that is due to damping.
-    pub(super) penalty: [f64; STRIP],
+    pub(super) penalty: Lane<f64>,
     /// `Σ E²` of each column.
     pub(super) column_error: Vec<f64>,
     /// Smallest and largest corrected weights of the groups asked for.
-    pub(super) ranges: Vec<(Row, Row)>,
+    pub(super) ranges: Vec<(Lane<f32>, Lane<f32>)>,
     /// The tile row of each row.
-    pub(super) tile_rows: [usize; STRIP],
+    pub(super) tile_rows: [usize; WIDTH],
     /// The number of the first row.
     pub(super) first: usize,
     /// Rows that exist.
@@ -40,24 +41,13 @@ pub(super) struct Strip {
 }
 
 impl Strip {
-    pub(super) fn new(
-        weight: Vec<Row>,
-        tile_rows: [usize; STRIP],
-        first: usize,
-        live: usize,
-    ) -> Self {
-        Strip {
-            first,
-            lost: vec![[0.0; STRIP]; weight.len()],
-            before: Vec::new(),
-            damped: [0.0; STRIP],
-            penalty: [0.0; STRIP],
-            column_error: vec![0.0; weight.len()],
-            ranges: Vec::new(),
-            weight,
-            tile_rows,
-            live,
-        }
+    /// Makes room for other rows.
+    pub(super) fn reset(&mut self, columns: usize, first: usize, live: usize) {
+        self.weight.resize(columns, Lane::default());
+        self.lost.resize(columns, Lane::default());
+        (self.damped, self.penalty) = (Lane::default(), Lane::default());
+        self.column_error = vec![0.0; columns];
+        (self.first, self.live) = (first, live);
     }
 
     /// Goes through `columns` from left to right. `next` gets a column, the sum over all columns before it of what was
@@ -68,32 +58,27 @@ impl Strip {
         lanes: L,
         factor: &HessianFactor,
         columns: std::ops::Range<usize>,
-        lost: Option<&mut [Row]>,
-        mut next: impl FnMut(&mut Extra<'_>, usize, &Row, f32) -> Row,
+        lost: Option<&mut [Lane<f32>]>,
+        mut next: impl FnMut(&mut Extra<'_>, usize, &Lane<f32>, f32) -> Lane<f32>,
     ) {
         let Strip { weight, lost: own, before, damped, penalty, column_error, .. } = self;
         let (ranges, live) = (&mut self.ranges, self.live);
         let mut extra = Extra { weight, damped, penalty, column_error, ranges, live };
         let lost = lost.unwrap_or(own);
-        let first_group = columns.start / TILE;
-        for group in first_group..columns.end.div_ceil(TILE) {
-            let from = columns.start.max(group * TILE);
-            let to = columns.end.min((group + 1) * TILE);
+        let first_group = columns.start / PANEL;
+        for group in first_group..columns.end.div_ceil(PANEL) {
+            let from = columns.start.max(group * PANEL);
+            let to = columns.end.min((group + 1) * PANEL);
             let factor = factor.group(group);
             let done = columns.start..from;
-            let mut sums = tile(lanes, &factor[done.clone()], 0, &lost[done]);
-            let before = &before[(group - first_group) * TILE..][..TILE];
-            for (sums, before) in sums.iter_mut().zip(before) {
-                for (sum, before) in sums.iter_mut().zip(before) {
-                    *sum += before;
-                }
-            }
+            let mut sums = before[group - first_group];
+            add_product(lanes, &factor[done.clone()], &lost[done], &mut sums);
             for column in from..to {
-                let at = column - group * TILE;
+                let at = column - group * PANEL;
                 let row = &factor[column];
                 let now = next(&mut extra, column, &sums[at], row[at]);
                 for (sums, factor) in sums.iter_mut().zip(row).skip(at + 1) {
-                    for (sum, lost) in sums.iter_mut().zip(&now) {
+                    for (sum, lost) in sums.iter_mut().zip(&*now) {
                         *sum += factor * lost;
                     }
                 }
@@ -105,26 +90,34 @@ impl Strip {
 
 /// What of a strip a column's rounding may change.
 struct Extra<'a> {
-    weight: &'a mut [Row],
-    damped: &'a mut [f64; STRIP],
-    penalty: &'a mut [f64; STRIP],
+    weight: &'a mut [Lane<f32>],
+    damped: &'a mut Lane<f64>,
+    penalty: &'a mut Lane<f64>,
     column_error: &'a mut [f64],
-    ranges: &'a mut Vec<(Row, Row)>,
+    ranges: &'a mut Vec<(Lane<f32>, Lane<f32>)>,
     live: usize,
 }
 
 impl Extra<'_> {
     /// Takes note of a column's errors.
     #[inline(always)]
-    fn count(&mut self, column: usize, errors: &Row, lost: &Row, added: f64) {
-        let mut squares = [0.0; STRIP];
-        for r in 0..STRIP {
+    fn count(&mut self, column: usize, errors: &Lane<f32>, lost: &Lane<f32>, added: f64) {
+        let mut squares = [0.0; WIDTH];
+        for r in 0..WIDTH {
             let (error, lost) = (f64::from(errors[r]), f64::from(lost[r]));
             squares[r] = error * error;
             self.damped[r] += squares[r];
             self.penalty[r] += lost * lost * added;
         }
-        self.column_error[column] = squares[..self.live].iter().sum();
+        squares[self.live..].fill(0.0);
+        // Halves on halves, which registers can do.
+        let mut half = WIDTH / 2;
+        while half > 0 {
+            let (low, high) = squares.split_at_mut(half);
+            low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+            half /= 2;
+        }
+        self.column_error[column] = squares[0];
     }
 }
 
@@ -140,23 +133,17 @@ impl Fused<f32> for Accumulate<'_> {
 
     #[inline(always)]
     fn run<L: Lanes<f32>>(self, lanes: L) {
-        let groups = self.columns.start / TILE..self.columns.end.div_ceil(TILE);
+        let groups = self.columns.start / PANEL..self.columns.end.div_ceil(PANEL);
         for strip in &mut *self.strips {
             strip.before.clear();
-            strip.before.resize(groups.len() * TILE, [0.0; STRIP]);
+            strip.before.resize(groups.len(), [Lane::default(); PANEL]);
         }
         for from in (0..self.columns.start).step_by(DEPTH) {
             let rows = from..self.columns.start.min(from + DEPTH);
             for strip in &mut *self.strips {
-                let tiles = strip.before.as_chunks_mut::<TILE>().0;
-                for (group, before) in groups.clone().zip(tiles) {
+                for (group, before) in groups.clone().zip(&mut strip.before) {
                     let left = &self.factor.group(group)[rows.clone()];
-                    let sums = tile(lanes, left, 0, &strip.lost[rows.clone()]);
-                    for (before, sums) in before.iter_mut().zip(&sums) {
-                        for (before, sum) in before.iter_mut().zip(sums) {
-                            *before += sum;
-                        }
-                    }
+                    add_product(lanes, left, &strip.lost[rows.clone()], before);
                 }
             }
         }
@@ -173,7 +160,7 @@ pub(super) struct Ranges<'a> {
     pub(super) first: usize,
     pub(super) group: usize,
     /// Memory to work in.
-    pub(super) work: &'a mut Vec<Row>,
+    pub(super) work: &'a mut Vec<Lane<f32>>,
 }
 
 impl Fused<f32> for Ranges<'_> {
@@ -184,8 +171,10 @@ impl Fused<f32> for Ranges<'_> {
         let Ranges { strip, factor, columns, first, group, work } = self;
         strip.ranges.clear();
         let groups = (columns.end - first) / group;
-        strip.ranges.resize(groups, ([f32::INFINITY; STRIP], [f32::NEG_INFINITY; STRIP]));
-        work.resize(columns.end, [0.0; STRIP]);
+        strip
+            .ranges
+            .resize(groups, (Lane([f32::INFINITY; WIDTH]), Lane([f32::NEG_INFINITY; WIDTH])));
+        work.resize(columns.end, Lane::default());
         // Losing what is still to be made up for leaves nothing to the next: `corrected = w - Z` where `Z R + D R = 0`.
         strip.substitute(
             lanes,
@@ -194,13 +183,13 @@ impl Fused<f32> for Ranges<'_> {
             Some(work),
             #[inline(always)]
             |strip, column, sums, pivot| {
-                let mut lost = [0.0; STRIP];
-                for r in 0..STRIP {
+                let mut lost = Lane::default();
+                for r in 0..WIDTH {
                     lost[r] = -sums[r] / pivot;
                 }
                 if column >= first {
                     let (min, max) = &mut strip.ranges[(column - first) / group];
-                    for r in 0..STRIP {
+                    for r in 0..WIDTH {
                         let corrected = strip.weight[column][r] - lost[r];
                         min[r] = if corrected < min[r] { corrected } else { min[r] };
                         max[r] = if corrected > max[r] { corrected } else { max[r] };
@@ -226,33 +215,33 @@ pub(super) struct Grid<'a> {
 /// Scales and offsets of a strip's rows, in the tile column looked up last.
 struct Lookup<'a> {
     grid: Grid<'a>,
-    rows: [usize; STRIP],
+    rows: [usize; WIDTH],
     column: usize,
-    scale: Row,
-    offset: Row,
+    scale: Lane<f32>,
+    offset: Lane<f32>,
 }
 
 impl<'a> Lookup<'a> {
     fn new(grid: Grid<'a>, strip: &Strip) -> Self {
         let none = usize::MAX;
         let rows = strip.tile_rows;
-        Lookup { grid, rows, column: none, scale: [1.0; STRIP], offset: [0.0; STRIP] }
+        Lookup { grid, rows, column: none, scale: Lane([1.0; WIDTH]), offset: Lane::default() }
     }
 
     /// The values nearest to `x` in a column of the weight.
     #[inline(always)]
-    fn nearest(&mut self, column: usize, x: &Row) -> Row {
+    fn nearest(&mut self, column: usize, x: &Lane<f32>) -> Lane<f32> {
         let tile_column = column / self.grid.width;
         if tile_column != self.column {
             self.column = tile_column;
             let tiles = tile_column * self.grid.tile_rows..(tile_column + 1) * self.grid.tile_rows;
             let (scale, offset) = (&self.grid.scale[tiles.clone()], &self.grid.offset[tiles]);
-            for r in 0..STRIP {
+            for r in 0..WIDTH {
                 (self.scale[r], self.offset[r]) = (scale[self.rows[r]], offset[self.rows[r]]);
             }
         }
-        let mut values = [0.0; STRIP];
-        for r in 0..STRIP {
+        let mut values = Lane::default();
+        for r in 0..WIDTH {
             let (scale, offset) = (self.scale[r], self.offset[r]);
             let code = self.grid.bounds.clamp((x[r] / scale - offset).round_ties_even());
             values[r] = (code + offset) * scale;
@@ -285,13 +274,13 @@ impl Fused<f32> for Round<'_> {
             #[inline(always)]
             |strip, column, sums, pivot| {
                 let weight = strip.weight[column];
-                let mut corrected = [0.0; STRIP];
-                for r in 0..STRIP {
+                let mut corrected = Lane::default();
+                for r in 0..WIDTH {
                     corrected[r] = weight[r] + sums[r] / pivot;
                 }
                 let rounded = lookup.nearest(order[column], &corrected);
-                let (mut lost, mut errors) = ([0.0; STRIP], [0.0; STRIP]);
-                for r in 0..STRIP {
+                let (mut lost, mut errors) = (Lane::default(), Lane::default());
+                for r in 0..WIDTH {
                     lost[r] = weight[r] - rounded[r];
                     errors[r] = (corrected[r] - rounded[r]) * pivot;
                 }
@@ -322,7 +311,7 @@ impl Fused<f32> for Nearest<'_> {
             columns.zip(strip.weight.iter().zip(&mut strip.lost))
         {
             let rounded = lookup.nearest(*column, weight);
-            for r in 0..STRIP {
+            for r in 0..WIDTH {
                 lost[r] = weight[r] - rounded[r];
                 strip.penalty[r] += f64::from(lost[r]) * f64::from(lost[r]) * added;
             }
@@ -336,7 +325,7 @@ pub(super) struct Judge<'a> {
     pub(super) factor: &'a HessianFactor,
     pub(super) columns: std::ops::Range<usize>,
     /// Memory to work in.
-    pub(super) work: &'a mut Vec<Row>,
+    pub(super) work: &'a mut Vec<Lane<f32>>,
 }
 
 impl Fused<f32> for Judge<'_> {
@@ -346,7 +335,7 @@ impl Fused<f32> for Judge<'_> {
     fn run<L: Lanes<f32>>(self, lanes: L) {
         let Judge { strip, factor, columns, work } = self;
         let mut known = std::mem::take(&mut strip.lost);
-        work.resize(columns.end, [0.0; STRIP]);
+        work.resize(columns.end, Lane::default());
         strip.substitute(
             lanes,
             factor,
@@ -355,7 +344,7 @@ impl Fused<f32> for Judge<'_> {
             #[inline(always)]
             |strip, column, sums, pivot| {
                 let lost = known[column];
-                for r in 0..STRIP {
+                for r in 0..WIDTH {
                     let error = f64::from(sums[r] + lost[r] * pivot);
                     strip.damped[r] += error * error;
                 }

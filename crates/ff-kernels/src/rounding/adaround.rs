@@ -7,10 +7,10 @@ use super::descent::descend;
 use super::layer::{Judge, Layer};
 use super::math::{exp2, log2};
 use super::moments::LayerMoments;
-use super::product::{Lane, Strips, WIDTH, lanes_of, rows_of};
 use crate::affine::Affine;
 use crate::error::{KernelError, KernelErrorKind};
 use crate::grid::IntegerGrid;
+use crate::product::{Lane, Panels, WIDTH, lanes_of, rows_of};
 use crate::simd::{Vectorized, dispatch};
 use crate::tiling::Tiling;
 
@@ -157,7 +157,7 @@ fn search(
     options: &AdaRoundOptions,
 ) -> Vec<f32> {
     let n = layer.columns;
-    let gram = Strips::new(n, n, |k, j| moments.gram[k * n + j] as f32);
+    let gram = Panels::new(n, n, |k, j| moments.gram[k * n + j] as f32);
     // Strips of one unit share the reading of `G`; no result depends on how many there are.
     let strips = layer.rows.div_ceil(WIDTH);
     let unit = strips.div_ceil(rayon::current_num_threads()).clamp(1, 4);
@@ -231,7 +231,7 @@ impl State {
     ) -> Self {
         let n = layer.columns;
         let strips = rows.div_ceil(WIDTH);
-        let zeros = || vec![[0.0f32; WIDTH]; strips * n];
+        let zeros = || vec![Lane([0.0f32; WIDTH]); strips * n];
         let mut state = Self {
             columns: n,
             base: zeros(),
@@ -244,12 +244,12 @@ impl State {
             error: zeros(),
             linear: Vec::new(),
             slope: zeros(),
-            unit: vec![[0.0; WIDTH]; strips],
+            unit: vec![Lane([0.0; WIDTH]); strips],
         };
         for strip in 0..strips {
             let from = first + strip * WIDTH;
             let (linear, _) = judge.shift(&lanes_of(&layer.weight, n, from));
-            state.linear.extend(linear.iter().map(|lane| lane.map(|b| b as f32)));
+            state.linear.extend(linear.iter().map(|lane| Lane(lane.map(|b| b as f32))));
             for (r, row) in (from..(first + rows).min(from + WIDTH)).enumerate() {
                 let mut unit = 0.0;
                 for j in 0..n {
@@ -280,9 +280,9 @@ impl State {
     }
 
     /// `G d + b`
-    fn multiply(&mut self, gram: &Strips<f32>) {
+    fn multiply(&mut self, gram: &Panels<f32>) {
         if self.linear.is_empty() {
-            self.slope.fill([0.0; WIDTH]);
+            self.slope.fill(Lane([0.0; WIDTH]));
         } else {
             self.slope.copy_from_slice(&self.linear);
         }
@@ -300,7 +300,7 @@ impl State {
             let up = if self.v[at][r] >= 0.0 { 1.0 } else { 0.0 };
             (self.base[at][r] + up) * self.scale[at][r]
         };
-        (0..self.v.len()).map(|at| std::array::from_fn(|r| value(at, r))).collect()
+        (0..self.v.len()).map(|at| Lane::from_fn(|r| value(at, r))).collect()
     }
 }
 

@@ -5,10 +5,10 @@ use rayon::prelude::*;
 use super::Rounded;
 use super::layer::{Judge, Layer, check_finite};
 use super::moments::LayerMoments;
-use super::product::{Lane, WIDTH, lanes_of, rows_of};
 use crate::affine::Affine;
 use crate::error::{KernelError, check_len};
 use crate::grid::IntegerGrid;
+use crate::product::{Lane, WIDTH, lanes_of, rows_of};
 use crate::simd::{Vectorized, dispatch};
 use crate::tiling::Tiling;
 
@@ -70,13 +70,13 @@ pub(super) fn descend(layer: &Layer, moments: &LayerMoments, judge: &Judge, foun
     found.par_chunks_mut((WIDTH * n).max(1)).enumerate().for_each(|(strip, found)| {
         let first = strip * WIDTH;
         let (w, q) = (lanes_of(&layer.weight, n, first), lanes_of(found, n, 0));
-        let mut errors = vec![[0.0; WIDTH]; n];
+        let mut errors = vec![Lane([0.0; WIDTH]); n];
         for ((errors, w), q) in errors.iter_mut().zip(&w).zip(&q) {
-            *errors = std::array::from_fn(|r| f64::from(w[r]) - f64::from(q[r]));
+            *errors = Lane::from_fn(|r| f64::from(w[r]) - f64::from(q[r]));
         }
         let (linear, _) = judge.shift(&w);
         let mut slopes: Vec<Lane<f64>> =
-            if linear.is_empty() { vec![[0.0; WIDTH]; n] } else { linear };
+            if linear.is_empty() { vec![Lane([0.0; WIDTH]); n] } else { linear };
         judge.gram.multiply_add(&errors, &mut slopes);
         let mut slopes_of_rows = vec![0.0; found.len()];
         rows_of(&slopes, &mut slopes_of_rows);

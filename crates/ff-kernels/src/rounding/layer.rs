@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use super::Rounded;
 use super::moments::LayerMoments;
-use super::product::{Lane, Strips, WIDTH, lanes_of};
 use crate::affine::{Affine, Bounds};
 use crate::error::{KernelError, KernelErrorKind, SITES_SHOWN, check_len};
 use crate::grid::IntegerGrid;
+use crate::product::{Lane, Panels, WIDTH, lanes_of};
 use crate::tiling::Tiling;
 
 /// The sum of squared errors of each output, as a mean over samples: for every row `d = w - ŵ` of `weight - quantized`,
@@ -81,9 +81,9 @@ pub(super) fn check_rows(weight: &[f32], moments: &LayerMoments) -> Result<usize
 /// Moments laid out for computing losses.
 pub(super) struct Judge {
     features: usize,
-    pub(super) gram: Strips<f64>,
+    pub(super) gram: Panels<f64>,
     /// `E[x̂ (x-x̂)ᵀ]`, transposed, and `E[(x-x̂)(x-x̂)ᵀ]`.
-    shift: Option<[Strips<f64>; 2]>,
+    shift: Option<[Panels<f64>; 2]>,
 }
 
 impl Judge {
@@ -91,11 +91,11 @@ impl Judge {
         let n = moments.features();
         Self {
             features: n,
-            gram: Strips::new(n, n, |k, j| moments.gram[k * n + j]),
+            gram: Panels::new(n, n, |k, j| moments.gram[k * n + j]),
             shift: moments.shift.as_ref().map(|shift| {
                 [
-                    Strips::new(n, n, |k, j| shift.cross[j * n + k]),
-                    Strips::new(n, n, |k, j| shift.energy[k * n + j]),
+                    Panels::new(n, n, |k, j| shift.cross[j * n + k]),
+                    Panels::new(n, n, |k, j| shift.energy[k * n + j]),
                 ]
             }),
         }
@@ -112,17 +112,18 @@ impl Judge {
                 self.strip(&w, &lanes_of(quantized, self.features, *first), &linear, constant)
             })
             .collect();
-        losses.into_iter().flatten().take(rows).collect()
+        losses.iter().flatten().copied().take(rows).collect()
     }
 
     /// `b` and `k` of 32 rows; nothing for `b` if it is zero.
     pub(super) fn shift(&self, w: &[Lane<f32>]) -> (Vec<Lane<f64>>, Lane<f64>) {
-        let mut constant = [0.0; WIDTH];
+        let mut constant = Lane([0.0; WIDTH]);
         let Some([cross, energy]) = &self.shift else {
             return (Vec::new(), constant);
         };
-        let w: Vec<Lane<f64>> = w.iter().map(|lane| lane.map(f64::from)).collect();
-        let (mut linear, mut products) = (vec![[0.0; WIDTH]; w.len()], vec![[0.0; WIDTH]; w.len()]);
+        let w: Vec<Lane<f64>> = w.iter().map(|lane| Lane(lane.map(f64::from))).collect();
+        let (mut linear, mut products) =
+            (vec![Lane([0.0; WIDTH]); w.len()], vec![Lane([0.0; WIDTH]); w.len()]);
         cross.multiply_add(&w, &mut linear);
         energy.multiply_add(&w, &mut products);
         for (w, products) in w.iter().zip(&products) {
@@ -141,23 +142,23 @@ impl Judge {
         linear: &[Lane<f64>],
         constant: Lane<f64>,
     ) -> Lane<f64> {
-        let mut d = vec![[0.0; WIDTH]; w.len()];
+        let mut d = vec![Lane([0.0; WIDTH]); w.len()];
         for ((d, w), q) in d.iter_mut().zip(w).zip(quantized) {
             for ((d, w), q) in d.iter_mut().zip(w).zip(q) {
                 *d = f64::from(*w) - f64::from(*q);
             }
         }
-        let mut products = vec![[0.0; WIDTH]; w.len()];
+        let mut products = vec![Lane([0.0; WIDTH]); w.len()];
         self.gram.multiply_add(&d, &mut products);
         let mut losses = constant;
         for (j, (d, products)) in d.iter().zip(&products).enumerate() {
-            let linear = linear.get(j).unwrap_or(&[0.0; WIDTH]);
+            let linear = linear.get(j).unwrap_or(&Lane([0.0; WIDTH]));
             for r in 0..WIDTH {
                 losses[r] += d[r] * (products[r] + 2.0 * linear[r]);
             }
         }
         // A sum of squares, which rounding may have left just below zero.
-        losses.map(|loss| if loss < 0.0 { 0.0 } else { loss })
+        Lane(losses.map(|loss| if loss < 0.0 { 0.0 } else { loss }))
     }
 }
 

@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use super::layer::{Judge, matrix};
 use super::moments::LayerMoments;
-use super::product::{Lane, Strips, WIDTH, lanes_of};
 use crate::affine::Bounds;
 use crate::error::{KernelError, check_len};
 use crate::grid::IntegerGrid;
+use crate::product::{Lane, Panels, WIDTH, lanes_of};
 use crate::range::{Candidates, Parameters, RangeOptions, parameters_for_range};
 use crate::simd::{Vectorized, dispatch};
 use crate::tiling::Tiling;
@@ -218,7 +218,8 @@ impl<'a> Search<'a> {
                 let w = lanes_of(&self.weight, n, first);
                 let errors = differences(&w, &lanes_of(&self.quantized, n, first));
                 let (linear, _) = judge.shift(&w);
-                let mut slopes = if linear.is_empty() { vec![[0.0; WIDTH]; n] } else { linear };
+                let mut slopes =
+                    if linear.is_empty() { vec![Lane([0.0; WIDTH]); n] } else { linear };
                 judge.gram.multiply_add(&errors, &mut slopes);
                 slopes
             })
@@ -226,14 +227,14 @@ impl<'a> Search<'a> {
         for set in 0..self.column_sets() {
             let columns = self.columns_of(set);
             let m = columns.len();
-            let gram = Strips::new(m, m, |k, j| self.gram[columns[k] * n + columns[j]] as f32);
+            let gram = Panels::new(m, m, |k, j| self.gram[columns[k] * n + columns[j]] as f32);
             let changes: Changes = (0..self.rows)
                 .into_par_iter()
                 .map(|row| {
                     let at = |k: &usize| slopes[row / WIDTH][*k][row % WIDTH];
                     let slopes: Vec<f64> = columns.iter().map(at).collect();
                     self.changes(set, row, &columns, |moved, sums| {
-                        let mut products = vec![[0.0f32; WIDTH]; m];
+                        let mut products = vec![Lane([0.0f32; WIDTH]); m];
                         gram.multiply_add(moved, &mut products);
                         dispatch(Quadratic { moved, products: &products, slopes: &slopes, sums });
                     })
@@ -244,7 +245,7 @@ impl<'a> Search<'a> {
             if set + 1 == self.column_sets() {
                 break;
             }
-            let gram = Strips::new(m, n, |k, j| self.gram[columns[k] * n + j]);
+            let gram = Panels::new(m, n, |k, j| self.gram[columns[k] * n + j]);
             slopes.par_iter_mut().enumerate().for_each(|(strip, slopes)| {
                 let lanes = |rows: &[f32]| -> Vec<Lane<f32>> {
                     let lanes = lanes_of(rows, n, strip * WIDTH);
@@ -290,16 +291,16 @@ impl<'a> Search<'a> {
         let tile = row / self.tile_rows() * self.column_sets() + set;
         let candidates = self.parameters.len();
         let mut changes = Vec::with_capacity(candidates);
-        let mut moved = vec![[0.0; WIDTH]; columns.len()];
+        let mut moved = vec![Lane([0.0; WIDTH]); columns.len()];
         for first in (0..candidates).step_by(WIDTH) {
             let of = |i: usize| self.of((first + i).min(candidates - 1), tile);
-            let scale = std::array::from_fn(|i| of(i).0);
-            let offset = std::array::from_fn(|i| of(i).1);
+            let scale = Lane::from_fn(|i| of(i).0);
+            let offset = Lane::from_fn(|i| of(i).1);
             let at = row * self.columns;
             let (weight, current) = (&self.weight[at..], &self.quantized[at..]);
             let grid = self.grid;
             dispatch(Moves { columns, weight, current, scale, offset, grid, moved: &mut moved });
-            let mut sums = [0.0; WIDTH];
+            let mut sums = Lane([0.0; WIDTH]);
             sum(&moved, &mut sums);
             changes.extend(sums.iter().take(candidates - first));
         }
@@ -368,7 +369,7 @@ impl<'a> Search<'a> {
 
 fn differences(left: &[Lane<f32>], right: &[Lane<f32>]) -> Vec<Lane<f64>> {
     let difference = |(left, right): (&Lane<f32>, &Lane<f32>)| {
-        std::array::from_fn(|r| f64::from(left[r]) - f64::from(right[r]))
+        Lane::from_fn(|r| f64::from(left[r]) - f64::from(right[r]))
     };
     left.iter().zip(right).map(difference).collect()
 }

@@ -55,9 +55,9 @@ fn gradient_is_that_of_the_objective() {
             }
         }
         let mut noise = Noise(seed);
-        state.v.as_flattened_mut().iter_mut().for_each(|v| *v += noise.uniform());
+        state.v.iter_mut().flat_map(|v| &mut v.0).for_each(|v| *v += noise.uniform());
         state.forward();
-        state.multiply(&Strips::new(n, n, |k, j| moments.gram[k * n + j] as f32));
+        state.multiply(&Panels::new(n, n, |k, j| moments.gram[k * n + j] as f32));
         let step = Step { lambda: 0.7, beta: 3.5, ..Step::new(&options, 0) };
         for j in 0..n {
             let mut sides = [-1e-3f32, 1e-3].map(|move_by| {
