@@ -7,28 +7,14 @@ use std::cell::RefCell;
 use divan::Bencher;
 use divan::counter::BytesCount;
 use ff_kernels::*;
+use matrix::{BATCH, N, Tile, batches, copy, data, grid, read, start_threads};
+
+#[path = "support/matrix.rs"]
+mod matrix;
 
 fn main() {
-    let threads = std::env::var("FF_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .expect("no pool was started before");
+    start_threads();
     divan::main();
-}
-
-const N: usize = 4096;
-
-/// Values like weights: roughly normal, mean 0, deviation 1.
-fn data() -> Vec<f32> {
-    let mut state = 0x2545_f491_4f6c_dd1du64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..N * N).map(|_| (next() + next() + next() + next()) * 1.7).collect()
 }
 
 thread_local! {
@@ -37,83 +23,12 @@ thread_local! {
     static CODES: RefCell<Vec<i8>> = RefCell::new(vec![0; N * N]);
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Tile {
-    Tensor,
-    Rows,
-    Columns,
-    Block32,
-    Block128,
-    Block32Down,
-}
 use Tile::*;
 
 const ALL: [Tile; 6] = [Tensor, Rows, Columns, Block32, Block128, Block32Down];
 
-impl std::fmt::Display for Tile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Debug::fmt(self, f)
-    }
-}
-
-impl Tile {
-    fn tiling(self) -> Tiling {
-        let tile = match self {
-            Tensor => [N, N],
-            Rows => [1, N],
-            Columns => [N, 1],
-            Block32 => [1, 32],
-            Block128 => [1, 128],
-            Block32Down => [32, 1],
-        };
-        Tiling::new(&[N, N], &tile).unwrap()
-    }
-
-    fn parameters(self) -> Parameters {
-        let n = self.tiling().num_tiles();
-        Parameters {
-            scale: (0..n).map(|i| 0.02 + (i % 17) as f32 * 0.001).collect(),
-            offset: Some((0..n).map(|i| (i % 7) as f32 - 3.0).collect()),
-        }
-    }
-}
-
-fn grid() -> IntegerGrid {
-    IntegerGrid::signed(8).unwrap()
-}
-
 fn with_buffers(f: impl FnOnce(&[f32], &mut [f32], &mut [i8])) {
     X.with_borrow(|x| OUT.with_borrow_mut(|out| CODES.with_borrow_mut(|codes| f(x, out, codes))));
-}
-
-/// Runs `f` on equal parts, one for each thread, as a copy that uses all of them would.
-fn by_thread<T: Send, U: Sync>(out: &mut [T], x: &[U], f: impl Fn(&mut [T], &[U]) + Sync) {
-    let threads = rayon::current_num_threads();
-    let (out, x) = (out.chunks_mut(out.len() / threads), x.chunks(x.len() / threads));
-    rayon::scope(|scope| {
-        for (out, x) in out.zip(x) {
-            scope.spawn(|_| f(out, x));
-        }
-    });
-}
-
-fn copy<T: Copy + Send + Sync>(out: &mut [T], x: &[T]) {
-    by_thread(out, x, |out, x| out.copy_from_slice(x));
-}
-
-/// Reads 64 MiB, at whatever rate the memory has.
-fn read(x: &[f32]) -> u32 {
-    let mut found = vec![0; rayon::current_num_threads()];
-    by_thread(&mut found, x, |found, x| {
-        let mut sums = [0u32; 64];
-        for chunk in x.as_chunks::<64>().0 {
-            for (sum, x) in sums.iter_mut().zip(chunk) {
-                *sum ^= x.to_bits();
-            }
-        }
-        found[0] = sums.iter().fold(0, |a, b| a ^ b);
-    });
-    found.iter().fold(0, |a, b| a ^ b)
 }
 
 #[divan::bench]
@@ -222,14 +137,6 @@ fn forward_backward(bencher: Bencher, tile: Tile) {
             fake_quantize_backward(x, &tiling, symmetric, grid(), &g, &mut grad).unwrap()
         });
     });
-}
-
-/// Activations: 32 batches of `[8, 512, 1024]`.
-const BATCHES: usize = 32;
-const BATCH: [usize; 3] = [8, 512, 1024];
-
-fn batches() -> Vec<f32> {
-    data().iter().copied().cycle().take(BATCHES * BATCH.iter().product::<usize>()).collect()
 }
 
 /// Reads all batches once.

@@ -173,16 +173,7 @@ impl<'a, M: Map> Pass<'a, M> {
                         gather(x, input, stride, len, gathered)
                     };
                     match piece.tiles {
-                        Tiles::One(tile) => {
-                            let scale = affine.scale[tile];
-                            let inverse = if M::BY_INVERSE { 1.0 / scale } else { 0.0 };
-                            let offset = affine.offset.map_or(0.0, |o| o[tile]);
-                            let step = Step { scale, inverse, offset };
-                            for (out, &x) in out.iter_mut().zip(x) {
-                                odd |= kernel.odd(x);
-                                *out = kernel.one(x, step);
-                            }
-                        }
+                        Tiles::One(tile) => odd |= one_tile::<M>(kernel, x, out, *affine, tile),
                         Tiles::Lanes { base, phase } => {
                             let lane = phase + done;
                             let steps = table.steps(plan, *affine, inverse, base, lane, len);
@@ -191,23 +182,23 @@ impl<'a, M: Map> Pass<'a, M> {
                         Tiles::Short { base, phase } => {
                             let phase = (phase + done) % plan.period();
                             let first = base + phase / plan.tile();
-                            let whole = match plan.tile() {
-                                _ if phase % plan.tile() != 0 => 0,
-                                32 if !M::SIMPLE => {
-                                    32 * (len / 32).min((plan.period() - phase) / 32)
+                            let tile = plan.tile();
+                            if matches!(tile, 64 | 128) || tile == 32 && !M::SIMPLE {
+                                // Output ends where it must, often in a tile.
+                                let begun = phase % tile;
+                                if begun > 0 || len < tile {
+                                    len = len.min(tile - begun);
+                                    let (x, out) = (&x[..len], &mut out[..len]);
+                                    odd |= one_tile::<M>(kernel, x, out, *affine, first);
+                                } else {
+                                    len = tile * (len / tile).min((plan.period() - phase) / tile);
+                                    let (x, out) = (&x[..len], &mut out[..len]);
+                                    odd |= match tile {
+                                        32 => whole_tiles::<M, 32>(kernel, x, out, *affine, first),
+                                        64 => whole_tiles::<M, 64>(kernel, x, out, *affine, first),
+                                        _ => whole_tiles::<M, 128>(kernel, x, out, *affine, first),
+                                    };
                                 }
-                                64 => 64 * (len / 64).min((plan.period() - phase) / 64),
-                                128 => 128 * (len / 128).min((plan.period() - phase) / 128),
-                                _ => 0,
-                            };
-                            if whole > 0 {
-                                len = whole;
-                                let (x, out) = (&x[..len], &mut out[..len]);
-                                odd |= match plan.tile() {
-                                    32 => whole_tiles::<M, 32>(kernel, x, out, *affine, first),
-                                    64 => whole_tiles::<M, 64>(kernel, x, out, *affine, first),
-                                    _ => whole_tiles::<M, 128>(kernel, x, out, *affine, first),
-                                };
                                 sink.advance(len);
                                 done += len;
                                 continue;
@@ -223,6 +214,27 @@ impl<'a, M: Map> Pass<'a, M> {
         );
         odd
     }
+}
+
+/// The outputs of elements of one tile. Whether one was odd.
+#[inline(always)]
+fn one_tile<M: Map>(
+    kernel: &M,
+    x: &[M::In],
+    out: &mut [M::Out],
+    affine: Affine<'_>,
+    tile: usize,
+) -> bool {
+    let scale = affine.scale[tile];
+    let inverse = if M::BY_INVERSE { 1.0 / scale } else { 0.0 };
+    let offset = affine.offset.map_or(0.0, |o| o[tile]);
+    let step = Step { scale, inverse, offset };
+    let mut odd = false;
+    for (out, &x) in out.iter_mut().zip(x) {
+        odd |= kernel.odd(x);
+        *out = kernel.one(x, step);
+    }
+    odd
 }
 
 /// The outputs of elements that have parameters of their own. Whether one was odd.
@@ -250,17 +262,9 @@ fn whole_tiles<M: Map, const T: usize>(
     first: usize,
 ) -> bool {
     let (xs, outs) = (x.as_chunks::<T>().0, out.as_chunks_mut::<T>().0);
-    let scale = &affine.scale[first..][..xs.len()];
     let mut odd = false;
-    for (i, (x, out)) in xs.iter().zip(outs).enumerate() {
-        let scale = scale[i];
-        let inverse = if M::BY_INVERSE { 1.0 / scale } else { 0.0 };
-        let offset = affine.offset.map_or(0.0, |o| o[first + i]);
-        let step = Step { scale, inverse, offset };
-        for (out, &x) in out.iter_mut().zip(x) {
-            odd |= kernel.odd(x);
-            *out = kernel.one(x, step);
-        }
+    for (tile, (x, out)) in (first..).zip(xs.iter().zip(outs)) {
+        odd |= one_tile::<M>(kernel, x, out, affine, tile);
     }
     odd
 }

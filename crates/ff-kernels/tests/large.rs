@@ -36,7 +36,7 @@ const SHAPES: [(&str, &[usize], &[usize]); 9] = [
 fn output_past_the_caches_agrees_with_the_twins() {
     let grid = IntegerGrid::signed(4).unwrap();
     let shape = [1056, 2048];
-    for tile in [[1056, 2048], [1, 2048], [1056, 1], [1, 32], [33, 16]] {
+    for tile in [[1056, 2048], [1, 2048], [1056, 1], [1, 32], [1, 64], [1, 128], [33, 16]] {
         let tiling = Tiling::new(&shape, &tile).unwrap();
         let x = data(tiling.len());
         let g = data(tiling.len() + 1)[1..].to_vec();
