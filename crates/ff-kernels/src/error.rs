@@ -287,6 +287,18 @@ fn list<T>(
     Ok(())
 }
 
+/// Fails unless all values are finite.
+pub(crate) fn check_finite(finite: impl Iterator<Item = bool>) -> Result<(), KernelError> {
+    let (mut count, mut first) = (0, Vec::new());
+    for (at, _) in finite.enumerate().filter(|(_, finite)| !finite) {
+        count += 1;
+        if first.len() < SITES_SHOWN {
+            first.push(at);
+        }
+    }
+    if count == 0 { Ok(()) } else { Err(KernelErrorKind::NotFinite { count, first }.into()) }
+}
+
 /// Fails unless `found == expected`.
 pub(crate) fn check_len(
     what: &'static str,

@@ -437,10 +437,19 @@ fn conformance_gptq() {
             "{id} {tile:?}: {agreement} agree (the oracle with itself: {}), loss {ours} for {theirs}, {} rows to nearest",
             case["self_agreement"], result.nearest_rows
         );
+        let (plain, parameters) =
+            gptq_reference(&weight, &tiling, grid(case), &mut hessian, &damping, &options).unwrap();
         if tiling.tile_len() == 1 {
-            // Difference: with a grid for every weight the steps are as small as the last bit of the weight, so
-            // the oracle's roundings between corrections decide. Ours has no more to make up for.
-            assert!(ours <= theirs * (1.0 + 1e-6), "{wrong}");
+            // Difference: a grid for every weight has the smallest scale there is, a few units of the weight's last
+            // place. The oracle rounds corrected weights to f32 after each column, which moves a sixth of them by a
+            // step; ours keeps sums of what was lost, gives the values of the definition in double precision, and
+            // loses less.
+            let options = GptqOptions { nearest: NearestRounding::Ignore, ..options };
+            let own = gptq(&weight, &tiling, grid(case), &factor, &options).unwrap();
+            let pairs = own.weight.iter().zip(&plain).enumerate();
+            let defined = pairs.map(same).filter(|same| *same).count() as f64 / plain.len() as f64;
+            let less = ours <= theirs * (1.0 + 1e-6);
+            assert!(defined >= 0.99 && less, "{wrong}; with the definition {defined}");
         } else {
             assert!(agreement >= 0.99 && ours <= 1.01 * theirs, "{wrong}");
         }
@@ -459,8 +468,6 @@ fn conformance_gptq() {
             "{id}: {nearest} {theirs}"
         );
 
-        let (plain, parameters) =
-            gptq_reference(&weight, &tiling, grid(case), &mut hessian, &damping, &options).unwrap();
         assert!(
             loss(&plain) <= 1.01 * case["proxy_loss"].as_f64().unwrap(),
             "{id}: {}",

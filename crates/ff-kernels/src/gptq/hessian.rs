@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::error::{KernelError, KernelErrorKind, SITES_SHOWN, check_len};
+use crate::error::{KernelError, KernelErrorKind, check_finite, check_len};
 use crate::lanes::{Fused, Lanes, dispatch_fused};
 use crate::product::{DEPTH, Lane, PANEL, Tile, WIDTH, add_product_wide};
 
@@ -282,18 +282,6 @@ impl Hessian {
     pub(super) fn value(&self, row: usize, column: usize) -> f64 {
         self.sum(row, column) * (2.0 / self.count.max(1) as f64)
     }
-}
-
-/// Where values are not finite.
-fn check_finite(finite: impl Iterator<Item = bool>) -> Result<(), KernelError> {
-    let (mut count, mut first) = (0, Vec::new());
-    for (at, _) in finite.enumerate().filter(|(_, finite)| !finite) {
-        count += 1;
-        if first.len() < SITES_SHOWN {
-            first.push(at);
-        }
-    }
-    if count == 0 { Ok(()) } else { Err(KernelErrorKind::NotFinite { count, first }.into()) }
 }
 
 /// `DEPTH` samples, in strips and in panels.

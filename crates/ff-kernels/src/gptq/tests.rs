@@ -1,5 +1,5 @@
 use super::*;
-use crate::{fake_quantize, quantize, simd};
+use crate::{fake_quantize, min_max, parameters_for_range, quantize, simd};
 
 /// Seeded numbers, roughly normal.
 struct Noise(u64);

@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use super::Rounded;
-use super::layer::{Judge, Layer, check_finite};
+use super::layer::{Judge, Layer};
 use super::moments::LayerMoments;
 use crate::affine::Affine;
-use crate::error::{KernelError, check_len};
+use crate::error::{KernelError, check_finite, check_len};
 use crate::grid::IntegerGrid;
 use crate::product::{Lane, WIDTH, lanes_of, rows_of};
 use crate::simd::{Vectorized, dispatch};

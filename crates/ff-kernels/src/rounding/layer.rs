@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::Rounded;
 use super::moments::LayerMoments;
 use crate::affine::{Affine, Bounds};
-use crate::error::{KernelError, KernelErrorKind, SITES_SHOWN, check_len};
+use crate::error::{KernelError, check_finite, check_len};
 use crate::grid::IntegerGrid;
 use crate::product::{Lane, Panels, WIDTH, lanes_of};
 use crate::tiling::Tiling;
@@ -251,18 +251,6 @@ pub(super) fn matrix(
     };
     check_finite(weight.iter().map(|w| w.is_finite()))?;
     Ok((rows, columns, weight))
-}
-
-/// Fails unless all are finite.
-pub(super) fn check_finite(finite: impl Iterator<Item = bool>) -> Result<(), KernelError> {
-    let (mut count, mut first) = (0, Vec::new());
-    for (at, _) in finite.enumerate().filter(|(_, finite)| !finite) {
-        count += 1;
-        if first.len() < SITES_SHOWN {
-            first.push(at);
-        }
-    }
-    if count == 0 { Ok(()) } else { Err(KernelErrorKind::NotFinite { count, first }.into()) }
 }
 
 /// The parameter of every element, in C order of the data.

@@ -236,7 +236,16 @@ impl<'a> Search<'a> {
                     self.changes(set, row, &columns, |moved, sums| {
                         let mut products = vec![Lane([0.0f32; WIDTH]); m];
                         gram.multiply_add(moved, &mut products);
-                        dispatch(Quadratic { moved, products: &products, slopes: &slopes, sums });
+                        // Σ_j δ_j (2 a_j + (G δ)_j)
+                        add_terms(
+                            sums,
+                            moved,
+                            slopes.iter().zip(&products),
+                            #[inline(always)]
+                            |(slope, products), i, moved| {
+                                moved * (2.0 * *slope + f64::from(products[i]))
+                            },
+                        );
                     })
                 })
                 .collect();
@@ -271,7 +280,14 @@ impl<'a> Search<'a> {
                     };
                     let errors: Vec<f64> = columns.iter().map(error).collect();
                     self.changes(set, row, &columns, |moved, sums| {
-                        dispatch(Weighted { moved, weights: &weights, errors: &errors, sums });
+                        // Σ_j g_j δ_j (2 d_j + δ_j)
+                        add_terms(
+                            sums,
+                            moved,
+                            weights.iter().zip(&errors),
+                            #[inline(always)]
+                            |(weight, error), _, moved| *weight * moved * (2.0 * *error + moved),
+                        );
                     })
                 })
                 .collect();
@@ -400,44 +416,32 @@ impl Vectorized for Moves<'_> {
     }
 }
 
-/// `Σ_j δ_j (2 a_j + (G δ)_j)` of 32 candidates.
-struct Quadratic<'a> {
+/// Adds `term` of what goes with each weight, of the number of a candidate and of what that moves the weight by, for 32
+/// candidates side by side.
+fn add_terms<A: Iterator>(
+    sums: &mut Lane<f64>,
+    moved: &[Lane<f32>],
+    with: A,
+    term: impl Fn(&A::Item, usize, f64) -> f64,
+) {
+    dispatch(Terms { moved, with, term, sums });
+}
+
+struct Terms<'a, A, F> {
     moved: &'a [Lane<f32>],
-    products: &'a [Lane<f32>],
-    slopes: &'a [f64],
+    with: A,
+    term: F,
     sums: &'a mut Lane<f64>,
 }
 
-impl Vectorized for Quadratic<'_> {
+impl<A: Iterator, F: Fn(&A::Item, usize, f64) -> f64> Vectorized for Terms<'_, A, F> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        for ((moved, products), slope) in self.moved.iter().zip(self.products).zip(self.slopes) {
+        for (moved, with) in self.moved.iter().zip(self.with) {
             for i in 0..WIDTH {
-                self.sums[i] += f64::from(moved[i]) * (2.0 * slope + f64::from(products[i]));
-            }
-        }
-    }
-}
-
-/// `Σ_j g_j δ_j (2 d_j + δ_j)` of 32 candidates.
-struct Weighted<'a> {
-    moved: &'a [Lane<f32>],
-    weights: &'a [f64],
-    errors: &'a [f64],
-    sums: &'a mut Lane<f64>,
-}
-
-impl Vectorized for Weighted<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for ((moved, weight), error) in self.moved.iter().zip(self.weights).zip(self.errors) {
-            for i in 0..WIDTH {
-                let moved = f64::from(moved[i]);
-                self.sums[i] += weight * moved * (2.0 * error + moved);
+                self.sums[i] += (self.term)(&with, i, f64::from(moved[i]));
             }
         }
     }
