@@ -6,12 +6,21 @@
 #   scripts/performance.sh                 # one thread, then two
 #   scripts/performance.sh 1               # one thread
 #   PYTHON=target/venv/bin/python scripts/performance.sh   # a Python that has torch already
+#   RUN="nice -n -5" scripts/performance.sh   # what to put before each measurement; none takes much over a minute
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=target/performance
 mkdir -p "$out"
-benches=(ff-kernels:kernels ff-kernels:gptq fastforward-core:resolve fastforward-rs:encoder)
+# Package, bench, and what of it to run.
+benches=(
+    "ff-kernels ratios"
+    "ff-kernels kernels --sample-count 5 min_error_grid"
+    "ff-kernels gptq --sample-count 5 gemm_limit.*2048|hessian.*4096|factor.*4096|update_.*4096,.Channel"
+    "fastforward-core resolve"
+    "fastforward-rs encoder"
+)
+parts=(elementwise ranges gptq encoder)
 
 if [ -z "${PYTHON:-}" ]; then
     environment=target/pytorch-venv
@@ -22,17 +31,34 @@ if [ -z "${PYTHON:-}" ]; then
     fi
 fi
 
-for bench in "${benches[@]}"; do
-    cargo bench -p "${bench%%:*}" --bench "${bench##*:}" --no-run
+# What cargo built for a bench: `built PACKAGE BENCH`.
+built() {
+    cargo bench -p "$1" --bench "$2" --no-run 2>&1 | tee "$out/build.txt" |
+        sed -n "s/^ *Executable .*(\(.*\))$/\1/p"
+    if grep -q '^error' "$out/build.txt"; then
+        cat "$out/build.txt" >&2
+        return 1
+    fi
+}
+
+declare -A programs
+for line in "${benches[@]}"; do
+    read -r package bench _ <<<"$line"
+    programs[$bench]=$(built "$package" "$bench")
 done
 
 for threads in "${@:-1 2}"; do
     for n in $threads; do
-        for bench in "${benches[@]}"; do
-            FF_BENCH_THREADS=$n cargo bench --quiet -p "${bench%%:*}" --bench "${bench##*:}" \
-                >"$out/${bench##*:}.$n.txt"
+        rm -f "$out"/*."$n".txt "$out"/*."$n".json
+        for line in "${benches[@]}"; do
+            read -r _ bench arguments <<<"$line"
+            # shellcheck disable=SC2086 # several words
+            FF_BENCH_THREADS=$n ${RUN:-} "${programs[$bench]}" --bench $arguments >"$out/$bench.$n.txt"
         done
-        "$PYTHON" scripts/performance/pytorch.py --threads "$n" >"$out/pytorch.$n.json"
+        for part in "${parts[@]}"; do
+            # shellcheck disable=SC2086 # several words
+            ${RUN:-} "$PYTHON" scripts/performance/pytorch.py --threads "$n" "$part" >"$out/pytorch-$part.$n.json"
+        done
         "$PYTHON" scripts/performance/table.py --threads "$n" "$out"
     done
 done

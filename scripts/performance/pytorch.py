@@ -29,7 +29,8 @@ def timed(name, work, runs=7, warm=2):
     print(f"{name:40} {TIMES[name]:10.2f} ms", file=sys.stderr)
 
 
-def elementwise(x):
+def elementwise():
+    x = torch.randn(N, N)
     out = torch.empty_like(x)
     timed("copy", lambda: out.copy_(x))
     scale, zero = torch.full((N,), 0.02), torch.zeros(N, dtype=torch.int32)
@@ -57,7 +58,8 @@ def elementwise(x):
     timed("forward_backward/rows", forward_backward, runs=5, warm=1)
 
 
-def ranges(x):
+def ranges():
+    x = torch.randn(N, N)
     batches = [torch.randn(8, 512, 1024) for _ in range(32)]
     timed("min_max/tensor", lambda: [torch.aminmax(b) for b in batches], runs=3, warm=1)
     timed(
@@ -112,19 +114,19 @@ def encoder():
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--threads", type=int, default=1)
-    threads = arguments.parse_args().threads
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parts = {"elementwise": elementwise, "ranges": ranges, "gptq": gptq, "encoder": encoder}
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(parts)}; all, if none is named")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(parts):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    threads = arguments.threads
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    with torch.no_grad():
-        x = torch.randn(N, N)
-    with torch.enable_grad():
-        elementwise(x)
-    with torch.no_grad():
-        ranges(x)
-        gptq()
-    encoder()
+    for part in arguments.parts or parts:
+        with torch.set_grad_enabled(part == "elementwise"):
+            parts[part]()
     json.dump({"torch": torch.__version__, "threads": threads, "milliseconds": TIMES}, sys.stdout, indent=1)
     print()
 

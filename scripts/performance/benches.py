@@ -1,4 +1,4 @@
-"""Reads what divan prints."""
+"""Reads what our benches print."""
 
 import pathlib
 import re
@@ -25,3 +25,14 @@ def milliseconds(path):
             if len(columns) >= 3 and (median := TIME.search(columns[2])):
                 times["/".join([file, *stack])] = float(median[1]) * UNITS[median[2]]
     return times
+
+
+TURN = re.compile(r"^(?P<name>\S+) +(?P<work>[\d.]+) ms +limit +(?P<limit>[\d.]+) ms +(?P<ratio>[\d.]+)x$")
+
+
+def turns(path):
+    """{"file/work": (milliseconds, those of the limit, median quotient)} of the bench that measures both in turns."""
+    file = pathlib.Path(path).name.split(".")[0]
+    with open(path, encoding="utf-8") as lines:
+        found = [row for line in lines if (row := TURN.match(line.rstrip("\n")))]
+    return {f"{file}/{row['name']}": tuple(float(row[part]) for part in ("work", "limit", "ratio")) for row in found}
