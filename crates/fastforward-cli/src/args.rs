@@ -64,8 +64,16 @@ pub(crate) enum Command {
     Quantize(Quantize),
     /// Measure one or more models side by side
     Evaluate(Evaluate),
+    /// List configurations to start from, or print one
+    Presets(Presets),
     /// Print a completion script for a shell
     Completions(Completions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Presets {
+    /// The preset to print; without it all are listed
+    pub(crate) name: Option<String>,
 }
 
 #[derive(Debug, Args)]

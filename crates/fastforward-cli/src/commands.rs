@@ -5,6 +5,7 @@ mod explain;
 mod find;
 mod inspect;
 mod plan;
+mod presets;
 mod quantize;
 
 use clap::CommandFactory;
@@ -21,6 +22,7 @@ pub(crate) fn run(command: &Command, common: &Common) -> anyhow::Result<Outcome>
         Command::Explain(args) => explain::run(args, common),
         Command::Quantize(args) => quantize::run(args, common),
         Command::Evaluate(args) => evaluate::run(args, common),
+        Command::Presets(args) => presets::run(args),
         Command::Completions(args) => completions(args.shell),
     }
 }

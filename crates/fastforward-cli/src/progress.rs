@@ -1,21 +1,37 @@
 //! Progress on a terminal.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
 use fastforward_onnx::pipeline::{Progress, Stage};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+use crate::output::to_stderr;
+
 /// A bar per stage on standard error, with rate and time left; nothing where that is no terminal.
 pub(crate) struct Bars {
+    quiet: bool,
     shown: bool,
     current: RefCell<Option<ProgressBar>>,
+    /// Seconds by the position of the algorithm.
+    times: RefCell<BTreeMap<usize, f64>>,
 }
 
 impl Bars {
     pub(crate) fn new(quiet: bool) -> Self {
-        Self { shown: !quiet && stderr().is_terminal(), current: RefCell::new(None) }
+        Self {
+            quiet,
+            shown: !quiet && stderr().is_terminal(),
+            current: RefCell::new(None),
+            times: RefCell::default(),
+        }
+    }
+
+    /// How long each algorithm worked: its position in the configuration, and seconds.
+    pub(crate) fn times(&self) -> BTreeMap<usize, f64> {
+        self.times.borrow().clone()
     }
 
     fn clear(&self) {
@@ -65,6 +81,21 @@ impl Progress for Bars {
 
     fn finish(&self) {
         self.clear();
+    }
+
+    fn algorithm(&self, position: usize, seconds: f64) {
+        *self.times.borrow_mut().entry(position).or_default() += seconds;
+    }
+
+    fn resumed(&self, layer: &str) {
+        if self.quiet {
+            return;
+        }
+        let text = format!("`{layer}` was finished by an earlier run");
+        match &*self.current.borrow() {
+            Some(bar) => bar.suspend(|| to_stderr(&text)),
+            None => to_stderr(&text),
+        }
     }
 }
 

@@ -30,9 +30,11 @@
 //!   | ^^^^^ did you mean `rule`?");
 //! ```
 
+mod algorithm;
 mod build;
 mod diagnostic;
 mod estimator;
+mod presets;
 mod reader;
 mod render;
 mod rule;
@@ -46,6 +48,8 @@ use std::path::Path;
 use indexmap::IndexMap;
 use toml::de::{DeTable, DeValue};
 
+pub use algorithm::{Algorithm, AlgorithmEntry, AlgorithmStage, BiasMethod, LayerInputs};
+pub use presets::Preset;
 pub use rule::{QueryText, RuleEntry};
 pub use sections::{
     ActivationType, CalibrationSection, EvaluationSection, ExportSection, Metric, ModelSection,
@@ -76,6 +80,8 @@ pub struct QuantConfigFile {
     pub aliases: Vec<AliasEntry>,
     /// `[[rule]]`, in the order of the file.
     pub rules: Vec<RuleEntry>,
+    /// `[[algorithm]]`, in the order of the file.
+    pub algorithms: Vec<AlgorithmEntry>,
     source: SourceText,
 }
 
@@ -88,8 +94,17 @@ pub struct AliasEntry {
     pub query: QueryText,
 }
 
-const ROOT_KEYS: [&str; 8] =
-    ["schema_version", "model", "inputs", "calibration", "evaluation", "export", "aliases", "rule"];
+const ROOT_KEYS: [&str; 9] = [
+    "schema_version",
+    "model",
+    "inputs",
+    "calibration",
+    "evaluation",
+    "export",
+    "aliases",
+    "rule",
+    "algorithm",
+];
 
 impl QuantConfigFile {
     /// Reads a file. Paths in it are relative to its folder.
@@ -141,11 +156,22 @@ impl QuantConfigFile {
         let export = sections::read_export(&root);
         let aliases = read_aliases(&root, &source);
         let rules = read_rules(&root, &source);
+        let algorithms = algorithm::read_algorithms(&root, &source);
         let problems = problems.into_vec();
         if !problems.is_empty() {
             return Err(source.error(problems));
         }
-        Ok(Self { model, inputs, calibration, evaluation, export, aliases, rules, source })
+        Ok(Self {
+            model,
+            inputs,
+            calibration,
+            evaluation,
+            export,
+            aliases,
+            rules,
+            algorithms,
+            source,
+        })
     }
 
     /// The name that messages give the file.

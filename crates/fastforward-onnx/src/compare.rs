@@ -96,6 +96,29 @@ pub(crate) fn constant_row(placed: &PlacedConstant<'_>, d: &Difference) -> Layer
     row(placed.sites.join(", "), placed.constant.name().to_owned(), true, d)
 }
 
+/// Puts in the place of rows of constants that an algorithm changed how far they are from what they were in `float`.
+pub(crate) fn replace_changed(
+    rows: &mut [LayerDifference],
+    changed: &[String],
+    float: &Model,
+    model: &Model,
+    tree: &Tree,
+) -> Result<()> {
+    let placement = place(model, tree)?;
+    for placed in &placement.constants {
+        let name = placed.constant.name();
+        let Some(row) = rows.iter_mut().find(|row| row.value == name) else { continue };
+        let Some(before) = float.constant(name).filter(|_| changed.iter().any(|one| one == name))
+        else {
+            continue;
+        };
+        let difference = Difference::of(&before.to_f32()?, &placed.fake_quantized()?)
+            .map_err(|error| Error::new(ErrorKind::InvalidGraph, format!("`{name}`: {error}")))?;
+        *row = constant_row(placed, &difference);
+    }
+    Ok(())
+}
+
 fn constants(model: &Model, tree: &Tree) -> Result<Vec<LayerDifference>> {
     let placement = place(model, tree)?;
     let rows = placement.constants.iter().map(|placed| {

@@ -59,6 +59,8 @@ pub mod verify;
 
 pub mod compare;
 
+pub mod layerwise;
+
 pub mod opset;
 
 pub mod rewrite;

@@ -92,6 +92,30 @@ pub(crate) fn is_expressed(node: &NodeProto) -> bool {
     is_listed || qdq::is_quantize(node) || qdq::is_dequantize(node)
 }
 
+/// Why the engine would pad a node wrongly: it takes `SAME_LOWER` for `SAME_UPPER`, which is the same only where the padding
+/// is even, as with an odd window that moves by one.
+fn uneven_lower_padding(node: &NodeProto) -> Option<String> {
+    let auto = node.find_attribute("auto_pad")?;
+    if auto.s() != b"SAME_LOWER" {
+        return None;
+    }
+    let list = |name: &str| node.find_attribute(name).map(|one| one.ints.clone());
+    let moves_by_one = list("strides").is_none_or(|all| all.iter().all(|&stride| stride == 1));
+    let dilations = list("dilations").unwrap_or_default();
+    let is_odd = |(axis, &extent): (usize, &i64)| {
+        (extent - 1) * dilations.get(axis).copied().unwrap_or(1) % 2 == 0
+    };
+    let is_even =
+        moves_by_one && list("kernel_shape").is_some_and(|all| all.iter().enumerate().all(is_odd));
+    (!is_even).then(|| {
+        format!(
+            "{}: `auto_pad` is `SAME_LOWER`, and the execution engine knows only `SAME_UPPER` where padding is uneven; state \
+             `pads`",
+            describe(node)
+        )
+    })
+}
+
 /// State while a model is rewritten.
 struct Lowering<'m> {
     model: &'m Model,
@@ -170,6 +194,9 @@ impl Lowering<'_> {
     fn node(&mut self, mut node: NodeProto, scope: &mut Scope<'_>) -> Result<()> {
         if qdq::is_quantize(&node) || qdq::is_dequantize(&node) {
             return self.quantize_or_dequantize(node, scope);
+        }
+        if let Some(problem) = uneven_lower_padding(&node) {
+            self.problems.push(problem);
         }
         match node.op_type() {
             "QLinearConv" | "QLinearMatMul" if matches!(node.domain(), "" | "ai.onnx") => {

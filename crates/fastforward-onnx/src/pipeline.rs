@@ -19,6 +19,7 @@
 //! checked whole. Each step returns a value that can be printed, compared and saved. Nothing of it depends on the clock,
 //! on where files lie, or on the number of threads.
 
+mod algorithms;
 mod evaluate;
 mod job;
 mod measure;
@@ -31,6 +32,7 @@ mod samples;
 mod story;
 mod summary;
 
+pub use algorithms::{AlgorithmChange, AlgorithmReport, PlannedAlgorithm};
 pub use evaluate::evaluate;
 pub use job::{Job, JobData, JobOptions};
 pub use measure::{Evaluation, Measured, Scores};

@@ -36,6 +36,10 @@ pub(super) fn text(plan: &Plan) -> String {
     text.push('\n');
     text.push_str(&rules(plan));
     text.push('\n');
+    if !plan.algorithms.is_empty() {
+        text.push_str(&algorithms(plan));
+        text.push('\n');
+    }
     text.push_str(&slots(plan));
     text.push('\n');
     let _ = writeln!(
@@ -72,6 +76,27 @@ fn rules(plan: &Plan) -> String {
             rule.query.clone(),
             rule.matched.to_string(),
             rule.won.to_string(),
+        ]);
+    }
+    table.render(line_width())
+}
+
+fn algorithms(plan: &Plan) -> String {
+    let mut table = Table::new([
+        Column::right("line"),
+        Column::left("algorithm"),
+        Column::flexible("query"),
+        Column::right("weights"),
+        Column::right("left out"),
+    ]);
+    let number = |count: usize| if count == 0 { String::new() } else { count.to_string() };
+    for one in &plan.algorithms {
+        table.row([
+            one.line.to_string(),
+            one.algorithm.to_owned(),
+            one.query.clone().unwrap_or_default(),
+            number(one.slots.len()),
+            number(one.kept.len()),
         ]);
     }
     table.render(line_width())

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use fastforward_onnx::pipeline::{Check, Job, JobData, PlannedBytes, Quantized, Report, Samples};
+use fastforward_onnx::pipeline::{
+    AlgorithmReport, Check, Job, JobData, PlannedBytes, Quantized, Report, Samples,
+};
 use serde_json::json;
 
 use crate::args;
@@ -12,7 +14,7 @@ use crate::commands::{job_options, plan};
 use crate::output::{Exit, Outcome, line_width, to_stderr};
 use crate::progress::Bars;
 use crate::table::{Column, Table};
-use crate::text::{count, many};
+use crate::text::{bytes, count, many};
 
 pub(super) fn run(args: &args::Quantize, common: &args::Common) -> anyhow::Result<Outcome> {
     let started = Instant::now();
@@ -24,8 +26,14 @@ pub(super) fn run(args: &args::Quantize, common: &args::Common) -> anyhow::Resul
     }
     let bars = Bars::new(common.quiet);
     let quantized = job.quantize(&args.out, &bars)?;
+    let times = bars.times();
     drop(bars);
     if !common.quiet {
+        for (position, seconds) in times {
+            if let Some(one) = quantized.report.algorithms.get(position) {
+                to_stderr(&format!("{} (line {}): {seconds:.1} s", one.algorithm, one.line));
+            }
+        }
         to_stderr(&format!("done in {:.1} s", started.elapsed().as_secs_f64()));
     }
     let mut outcome = Outcome::done(text(&quantized, args.all_layers), &quantized.report)?;
@@ -83,6 +91,10 @@ fn text(quantized: &Quantized, all_layers: bool) -> String {
     if let Some(evaluation) = &report.evaluation {
         let names = ["float".to_owned(), "quantized".to_owned()];
         text.push_str(&scores(evaluation, &names));
+        text.push('\n');
+    }
+    for algorithm in &report.algorithms {
+        text.push_str(&changes(algorithm));
         text.push('\n');
     }
     if !report.layers.differences.is_empty() {
@@ -144,6 +156,42 @@ fn verified(report: &Report) -> Vec<String> {
         lines.push(format!("and {} more like it (--json)", count((reasons.len() - SHOWN) as u64)));
     }
     lines
+}
+
+/// What an algorithm changed.
+fn changes(algorithm: &AlgorithmReport) -> String {
+    let AlgorithmReport { line, algorithm: name, measure, changes, kept, moment_bytes } = algorithm;
+    let mut text = format!("{name} (line {line}): {measure}\n");
+    let mut table = Table::new([
+        Column::name("layer"),
+        Column::right("before"),
+        Column::right("after"),
+        Column::right("rows kept"),
+    ]);
+    for change in changes {
+        table.row([
+            change.name.clone(),
+            number(change.before),
+            change.after.map(number).unwrap_or_default(),
+            change
+                .rows_kept
+                .filter(|&rows| rows > 0)
+                .map(|rows| rows.to_string())
+                .unwrap_or_default(),
+        ]);
+    }
+    if changes.is_empty() {
+        text.push_str("nothing changed\n");
+    } else {
+        text.push_str(&table.render(line_width()));
+    }
+    for kept in kept {
+        let _ = writeln!(text, "left as it was: {kept}");
+    }
+    if let Some(moments) = moment_bytes {
+        let _ = writeln!(text, "sums over inputs: {} at most", bytes(*moments));
+    }
+    text
 }
 
 /// The values that quantization moves most.

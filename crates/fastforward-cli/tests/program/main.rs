@@ -1,5 +1,6 @@
 //! The program as a user meets it: whole transcripts, wrong inputs, files and their bytes.
 
+mod algorithms;
 mod bench;
 mod external_data;
 mod files;

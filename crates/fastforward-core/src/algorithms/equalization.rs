@@ -200,6 +200,19 @@ impl Default for EqualizationOptions {
     }
 }
 
+/// What becomes of a `Clip` from 0 to a bound between two layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Relu6 {
+    /// It stays as it is, and keeps the layers around it from being equalized.
+    #[default]
+    Keep,
+    /// A `Relu` and a `Min` with a bound for each channel take its place. The graph computes the same as before.
+    PerChannel,
+    /// A `Relu` takes its place, as in the paper. The graph computes the same only for data that stay below the bound.
+    Relu,
+}
+
 /// What [`equalize`] found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Equalization {

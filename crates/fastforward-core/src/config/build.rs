@@ -1,6 +1,6 @@
 //! From the rules of a file to rules that can be resolved.
 
-use mpath::{Aliases, Context};
+use mpath::{Aliases, Context, Selector};
 
 use super::diagnostic::Problem;
 use super::{QuantConfigFile, QueryText, RuleEntry};
@@ -16,6 +16,18 @@ impl QuantConfigFile {
     /// [`ErrorKind::Config`] with every query that does not parse, at its place in the file,
     /// and what was probably meant.
     pub fn quantization_config(&self, context: Context) -> Result<QuantizationConfig, Error> {
+        self.queries(context).map(|(config, _)| config)
+    }
+
+    /// The rules as in [`quantization_config`](Self::quantization_config), and the query of each
+    /// [algorithm](Self::algorithms) that has one.
+    ///
+    /// # Errors
+    /// As [`quantization_config`](Self::quantization_config), for both.
+    pub fn queries(
+        &self,
+        context: Context,
+    ) -> Result<(QuantizationConfig, Vec<Option<Selector>>), Error> {
         let mut problems = Vec::new();
         let mut aliases = Aliases::new();
         // What uses an alias that is wrong cannot be judged.
@@ -36,14 +48,20 @@ impl QuantConfigFile {
                 wrong_aliases.push(&alias.name);
             }
         }
+        let mut parse = |query: &QueryText| match context.query_with(&query.text, &aliases) {
+            Ok(selector) => Some(selector),
+            Err(error) if uses_one(&error, &wrong_aliases) => None,
+            Err(error) => {
+                problems.push(self.mpath_problem(query, &error));
+                None
+            }
+        };
         let mut rules = Vec::new();
         for entry in &self.rules {
-            match context.query_with(&entry.query.text, &aliases) {
-                Ok(query) => rules.push(rule(entry, query)),
-                Err(error) if uses_one(&error, &wrong_aliases) => {}
-                Err(error) => problems.push(self.mpath_problem(&entry.query, &error)),
-            }
+            rules.extend(parse(&entry.query).map(|query| rule(entry, query)));
         }
+        let queries = self.algorithms.iter().map(|entry| entry.query.as_ref());
+        let targets = queries.map(|query| query.and_then(&mut parse)).collect();
         if !problems.is_empty() {
             return Err(self.source.error(problems));
         }
@@ -51,7 +69,7 @@ impl QuantConfigFile {
         for rule in rules {
             config.add(rule);
         }
-        Ok(config)
+        Ok((config, targets))
     }
 
     /// The estimators of the file for the slots that its rules decide: what [`estimate_ranges_with`] takes. Slots whose rule
@@ -108,7 +126,7 @@ impl QuantConfigFile {
     }
 }
 
-fn rule(entry: &RuleEntry, query: mpath::Selector) -> Rule {
+fn rule(entry: &RuleEntry, query: Selector) -> Rule {
     Rule {
         name: entry.name.clone(),
         source: Some(entry.source.clone()),

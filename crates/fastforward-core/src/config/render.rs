@@ -3,8 +3,12 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::algorithm;
 use super::estimator::render_estimator;
-use super::{ActivationType, Metric, QuantConfigFile, RuleEntry, SCHEMA_VERSION};
+use super::{
+    ActivationType, Algorithm, AlgorithmEntry, BiasMethod, LayerInputs, Metric, QuantConfigFile,
+    RuleEntry, SCHEMA_VERSION,
+};
 use crate::data::{DataPath, DataSpec, EachFile, InputSpec, InputType};
 use crate::quantization::Granularity;
 use crate::quantization::affine::{OneSided, RangeSettings};
@@ -61,6 +65,7 @@ impl QuantConfigFile {
             sections.push(section);
         }
         sections.extend(self.rules.iter().map(render_rule));
+        sections.extend(self.algorithms.iter().map(render_algorithm));
         let texts: Vec<String> = sections.into_iter().map(|section| section.0).collect();
         texts.join("\n")
     }
@@ -140,6 +145,63 @@ fn render_rule(rule: &RuleEntry) -> Section {
         .with_some("optional", rule.optional.then_some(true))
         .with_some("expect", rule.expect.map(render_expect))
         .with_some("priority", (rule.priority != 1).then_some(rule.priority))
+}
+
+/// An algorithm with all of its options, which are what it did.
+fn render_algorithm(entry: &AlgorithmEntry) -> Section {
+    let float32 = |value: f32| float(narrow(value));
+    let section = Section::new("[[algorithm]]")
+        .with("type", quoted(entry.algorithm.name()))
+        .with_some("query", entry.query.as_ref().map(|query| quoted(&query.text)));
+    let inputs = entry.algorithm.inputs();
+    let section =
+        section.with_some("inputs", inputs.map(|one| quoted(name_of(&LayerInputs::NAMES, one))));
+    match &entry.algorithm {
+        Algorithm::Equalize { rounding, relu6, bound_biases } => section
+            .with("rounding", quoted(name_of(&algorithm::ROUNDINGS, *rounding)))
+            .with("relu6", quoted(name_of(&algorithm::RELU6, *relu6)))
+            .with("bound_biases", bound_biases),
+        Algorithm::AbsorbBias { amount } => {
+            section.with("amount", quoted(name_of(&algorithm::AMOUNTS, *amount)))
+        }
+        Algorithm::Smooth { alpha, rounding } => section
+            .with("alpha", float(*alpha))
+            .with("rounding", quoted(name_of(&algorithm::ROUNDINGS, *rounding))),
+        Algorithm::JoinRanges { concatenations, additions } => {
+            section.with("concatenations", concatenations).with("additions", additions)
+        }
+        Algorithm::SequentialMse { candidates, .. }
+        | Algorithm::ActivationWeightedMse { candidates, .. } => {
+            section.with("candidates", candidates)
+        }
+        Algorithm::Gptq { factor, options, .. } => section
+            .with("block_size", options.block_size)
+            .with("damping", float(factor.perc_damp))
+            .with("max_damping", float(factor.max_perc_damp))
+            .with("act_order", factor.act_order)
+            .with("static_groups", options.static_groups)
+            .with("dead_columns", quoted(name_of(&algorithm::DEAD_COLUMNS, options.dead_columns))),
+        Algorithm::AdaRound { options, .. } => section
+            .with("iterations", options.iterations)
+            .with("learning_rate", float32(options.learning_rate))
+            .with("regularizer", float32(options.regularizer))
+            .with("warm_up", float32(options.warm_up))
+            .with("descent", options.descent),
+        Algorithm::CoordinateDescent { .. } => section,
+        Algorithm::Hqq { options } => section
+            .with("norm", float32(options.norm))
+            .with("beta", float32(options.beta))
+            .with("kappa", float32(options.kappa))
+            .with("iterations", options.iterations),
+        Algorithm::BiasCorrection { method } => {
+            section.with("method", quoted(name_of(&BiasMethod::NAMES, *method)))
+        }
+    }
+}
+
+/// The shortest number that reads back as this one.
+fn narrow(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
 }
 
 fn render_expect(expect: Expect) -> String {

@@ -9,6 +9,7 @@ use crate::quantization::quant_init::{ChannelAxis, Expect, QuantizerSpec, defaul
 use crate::quantization::{DynamicLinearQuantizerConfig, Granularity, LinearQuantizerConfig};
 use crate::range_setting::EstimatorConfig;
 
+mod algorithms;
 mod hostile;
 mod queries;
 mod reading;

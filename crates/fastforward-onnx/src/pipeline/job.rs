@@ -10,6 +10,7 @@ use fastforward_core::quantization::quant_init::{
 };
 use mpath::{Context, SegmentKind, Selector};
 
+use super::algorithms;
 use super::plan::Plan;
 use super::samples::Samples;
 use super::story::SlotStory;
@@ -32,6 +33,10 @@ pub struct Job {
     pub(super) config: QuantConfigFile,
     pub(super) rules: QuantizationConfig,
     pub(super) resolution: Resolution,
+    /// The query of each algorithm that has one.
+    pub(super) targets: Vec<Option<Selector>>,
+    /// The network that is quantized, in float: `model` before weights were chosen.
+    pub(super) reference: Model,
     pub(super) options: JobOptions,
 }
 
@@ -77,8 +82,24 @@ impl Job {
             true => fold_batch_norm(&mut model)?,
             false => FoldReport::default(),
         };
+        let job = Self::resolved(model, config, options.clone())?;
+        Ok(Self { original, model_sha256, folded, ..job })
+    }
+
+    /// The same job on another model.
+    pub(super) fn on(&self, model: Model) -> Result<Self> {
+        Ok(Self {
+            original: self.original.clone(),
+            model_sha256: self.model_sha256.clone(),
+            folded: self.folded.clone(),
+            ..Self::resolved(model, self.config.clone(), self.options.clone())?
+        })
+    }
+
+    /// A model with its rules resolved and quantizers in its slots.
+    fn resolved(model: Model, config: QuantConfigFile, options: JobOptions) -> Result<Self> {
         let tree = Tree::new(&model);
-        let rules = config.quantization_config(tree.context()).map_err(in_rules)?;
+        let (rules, targets) = config.queries(tree.context()).map_err(in_rules)?;
         let resolution = rules.resolve(tree.root()).map_err(in_rules)?;
         if let Err(error) = rules.initialize(tree.root(), InitializeOptions::default()) {
             let mut problems = rule_problems(&rules, &resolution, &tree);
@@ -86,15 +107,17 @@ impl Job {
             return Err(Error::many(ErrorKind::Rules, problems));
         }
         Ok(Self {
-            original,
+            original: model.clone(),
+            reference: model.clone(),
             model,
-            model_sha256,
+            model_sha256: None,
             tree,
-            folded,
+            folded: FoldReport::default(),
             config,
             rules,
             resolution,
-            options: options.clone(),
+            targets,
+            options,
         })
     }
 
@@ -134,6 +157,10 @@ impl Job {
             ));
         }
         problems.extend(self.tree.set_slots().filter_map(|site| self.export_problem(site)));
+        match algorithms::plan(self) {
+            Ok((_, found)) => problems.extend(found),
+            Err(error) => problems.push(error.to_string()),
+        }
         problems
     }
 
@@ -160,10 +187,10 @@ impl Job {
             (Some(CalibrationSection { data, batch_size }), Some(_)) => {
                 open(data, *batch_size, "[calibration]").map(Some)
             }
-            (None, Some(slot)) => Err(Error::new(
+            (None, Some(what)) => Err(Error::new(
                 ErrorKind::Input,
                 format!(
-                    "{}: the range of `{slot}` comes from data, but there is no [calibration] that says where it is",
+                    "{}: {what}, but there is no [calibration] that says where it is",
                     self.config.name()
                 ),
             )),
@@ -176,14 +203,19 @@ impl Job {
         Ok(JobData { calibration, evaluation })
     }
 
-    /// The first slot whose range comes from data.
-    fn needs_data(&self) -> Option<&str> {
+    /// What needs data, the first that does.
+    fn needs_data(&self) -> Option<String> {
         use crate::tree::Role;
-        self.tree
+        let slot = self
+            .tree
             .set_sites()
             .filter(|site| matches!(site.role, Role::Input | Role::Output))
-            .find(|site| site.slot.quantizer().as_range_settable().is_some())
-            .map(|site| site.name.as_str())
+            .find(|site| site.slot.quantizer().as_range_settable().is_some());
+        let algorithm = || {
+            let found = self.config.algorithms.iter().find(|one| one.algorithm.needs_data())?;
+            Some(format!("`{}` (line {}) looks at data", found.algorithm, found.line))
+        };
+        slot.map(|site| format!("the range of `{}` comes from data", site.name)).or_else(algorithm)
     }
 
     /// The model, with what the configuration folds folded.

@@ -9,6 +9,7 @@ use fastforward_core::quantization::{Granularity, Quantizer};
 use fastforward_core::range_setting::EstimatorConfig;
 
 use super::Job;
+use super::algorithms::{self, PlannedAlgorithm};
 use super::summary::{ModelSummary, file_name};
 use crate::error::Result;
 use crate::placement::ConstantFinder;
@@ -25,6 +26,9 @@ pub struct Plan {
     pub slots: Vec<PlannedSlot>,
     /// Every rule, in the order of the file.
     pub rules: Vec<PlannedRule>,
+    /// Every algorithm, in the order of the file, and the weights it works on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub algorithms: Vec<PlannedAlgorithm>,
     /// What is wrong with the rules; empty where nothing is.
     pub problems: Vec<String>,
     /// Bytes of all constants of the model, as they are and as they will be.
@@ -137,6 +141,7 @@ impl Plan {
             config: file_name(job.config.name().as_ref()),
             slots,
             rules: rules.collect(),
+            algorithms: algorithms::plan(job)?.0,
             problems: job.problems(),
             constants,
             model,

@@ -18,7 +18,7 @@
 /// assert_eq!(*log.0.borrow(), ["calibrating"]);
 /// ```
 pub trait Progress {
-    /// A stage begins; it will process so many samples (constants in [`Stage::Constants`]), none where it is a single step.
+    /// A stage begins; it will process so many samples (constants in [`Stage::Constants`], layers in [`Stage::Layers`]), none where it is a single step.
     fn start(&self, stage: Stage, n_samples: usize) {
         let _ = (stage, n_samples);
     }
@@ -28,6 +28,14 @@ pub trait Progress {
     }
     /// The current stage is done.
     fn finish(&self) {}
+    /// The algorithm at a position of the configuration worked this long on a layer.
+    fn algorithm(&self, position: usize, seconds: f64) {
+        let _ = (position, seconds);
+    }
+    /// A layer's weight was taken from an earlier run that was interrupted.
+    fn resumed(&self, layer: &str) {
+        let _ = layer;
+    }
 }
 
 /// A part of a job.
@@ -38,6 +46,10 @@ pub enum Stage {
     Constants,
     /// Ranges are set from data.
     Calibrate,
+    /// An algorithm works on the whole network.
+    Algorithm(&'static str),
+    /// Weights are chosen, layer by layer.
+    Layers,
     /// Float and quantized model are measured.
     Evaluate,
     /// Each value of the float graph is compared with that of the quantized one.
@@ -53,6 +65,7 @@ impl Stage {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Constants => "constants",
+            Self::Layers => "layers",
             _ => "samples",
         }
     }
@@ -63,6 +76,8 @@ impl std::fmt::Display for Stage {
         f.write_str(match self {
             Self::Constants => "ranges",
             Self::Calibrate => "calibrating",
+            Self::Algorithm(name) => name,
+            Self::Layers => "layers",
             Self::Evaluate => "evaluating",
             Self::Compare => "comparing",
             Self::Export => "exporting",

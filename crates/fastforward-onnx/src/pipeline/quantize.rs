@@ -14,6 +14,7 @@ use fastforward_core::quantization::affine::SavedQuantizer;
 use fastforward_core::quantization::state::{StateInfo, save_quantization_state};
 use fastforward_core::range_setting::{ObserverOptions, RangeObserver, SlotEstimate, UpdatePolicy};
 
+use super::algorithms::Tuned;
 use super::measure::{Evaluation, measure};
 use super::outputs::Outputs;
 use super::report::{
@@ -137,7 +138,9 @@ impl Job {
     /// Calibrates, measures, exports, reads back, compares, and puts the files of [`Job::outputs`] into `out`, which is
     /// made if it is missing.
     ///
-    /// On an error `out` is as it was before. A condition of the configuration that does not hold is no error: see
+    /// On an error `out` is as it was before, but for what finished layers left there: where weights are chosen layer by
+    /// layer, each layer is written into a folder `.fastforward-journal` as it is finished, from which the same job goes on
+    /// when it is started again. A job that is done removes the folder. A condition of the configuration that does not hold is no error: see
     /// [`Quantized::failed_checks`].
     ///
     /// # Errors
@@ -156,35 +159,50 @@ impl Job {
         let places = self.outputs(outputs.staging());
 
         let judges = data.evaluation.as_ref().or(data.calibration.as_ref());
-        let shapes = self.shapes(data.calibration.as_ref().or(judges))?;
+        let samples = data.calibration.as_ref();
+        let shapes = self.shapes(samples.or(judges))?;
+        let mut tuned = match self.config.algorithms.is_empty() {
+            true => None,
+            false => Some(Tuned::prepare(self, samples, &shapes, progress)?),
+        };
+        let job = tuned.as_ref().map_or(self, |tuned| &tuned.job);
         // The same bytes are read for both, so they come from the disk once.
         let (estimates, data_files) = thread::scope(|scope| {
             let hashed = scope.spawn(|| {
                 data_files.iter().map(|path| source_file(path, None)).collect::<Result<Vec<_>>>()
             });
-            let estimates = self.calibrate(data.calibration.as_ref(), progress);
+            let estimates = job.calibrate(samples, progress);
             (estimates, hashed.join())
         });
         let estimates = estimates?;
         let data_files = data_files.unwrap_or_else(|panic| resume_unwind(panic))?;
-        let summary = self.write_model(&places[0], progress)?;
+        let sources = SourceData {
+            calibration: samples.map(source_samples).transpose()?,
+            evaluation: data.evaluation.as_ref().map(source_samples).transpose()?,
+        };
+        if let Some(tuned) = &mut tuned {
+            tuned.tune(out, &data_files, &sources, samples, &shapes, progress)?;
+        }
+        let job = tuned.as_ref().map_or(self, |tuned| &tuned.job);
+        let changed = tuned.as_ref().map_or(&[][..], |tuned| &tuned.changed);
+        let summary = job.write_model(&places[0], progress)?;
         let (verification, constants) =
-            self.verify(&places[0], &summary, judges, &shapes, progress)?;
-        let layers = self.layers(constants, judges, &shapes, progress)?;
+            job.verify(&places[0], &summary, judges, &shapes, progress)?;
+        let layers = job.layers(constants, changed, judges, &shapes, progress)?;
         let section = self.config.evaluation.as_ref();
         let evaluation = match (section, &data.evaluation) {
             (Some(section), Some(samples)) => {
-                Some(self.evaluate(&places[0], samples, section, progress)?)
+                Some(job.evaluate(&places[0], samples, section, progress)?)
             }
             _ => None,
         };
-        let plan = self.plan()?;
+        let plan = job.plan()?;
         // A single file of weights is its own data.
-        let model_sha256 = match (&self.model_sha256, data_files.as_slice()) {
+        let model_sha256 = match (&job.model_sha256, data_files.as_slice()) {
             (Some(sha256), _) => sha256.clone(),
             (None, files) => files.first().map(|file| file.sha256.clone()).unwrap_or_default(),
         };
-        self.save_state(outputs.staging(), &plan, &model_sha256)?;
+        job.save_state(outputs.staging(), &plan, &model_sha256)?;
 
         let checks = match (section, &evaluation) {
             (Some(section), Some(evaluation)) => checks(section, evaluation),
@@ -200,24 +218,22 @@ impl Job {
             schema_version: REPORT_VERSION,
             program: Program { name: "fastforward", version: env!("CARGO_PKG_VERSION") },
             config: source_file(self.config.name().as_ref(), None)?,
-            data: SourceData {
-                calibration: data.calibration.as_ref().map(source_samples).transpose()?,
-                evaluation: data.evaluation.as_ref().map(source_samples).transpose()?,
-            },
+            data: sources,
             seeds: Vec::new(),
             options: ReportedOptions {
-                activations: match self.activations() {
+                activations: match job.activations() {
                     Signedness::Unsigned => "u8",
                     Signedness::Signed => "s8",
                 },
             },
             batch_norm: BatchNorm {
-                folded: self.folded.folded.iter().map(ToString::to_string).collect(),
-                kept: self.folded.kept.iter().map(ToString::to_string).collect(),
+                folded: job.folded.folded.iter().map(ToString::to_string).collect(),
+                kept: job.folded.kept.iter().map(ToString::to_string).collect(),
             },
             slots: reported_slots(&plan, &estimates),
             model: SourceModel { sha256: model_sha256, data: data_files, summary: plan.model },
             rules: plan.rules,
+            algorithms: tuned.as_ref().map(Tuned::reports).unwrap_or_default(),
             evaluation,
             layers,
             export: summary,
@@ -231,6 +247,9 @@ impl Job {
         text.push('\n');
         write_whole(&places[1], |file| file.write_all(text.as_bytes()))?;
         outputs.publish(REPORT)?;
+        if let Some(tuned) = &tuned {
+            tuned.forget()?;
+        }
         let [model, report_file] = [0, 1].map(|at| self.outputs(out)[at].clone());
         Ok(Quantized { report, model, report_file })
     }
@@ -391,14 +410,24 @@ impl Job {
         Ok(verified)
     }
 
-    /// How far quantization moves each value, beside `constants`.
+    /// How far quantization moves each value, beside `constants`, of which some were `changed` before.
     fn layers(
         &self,
         mut constants: Vec<LayerDifference>,
+        changed: &[String],
         samples: Option<&Samples>,
         shapes: &ShapeTable,
         progress: &dyn Progress,
     ) -> Result<Layers> {
+        if !changed.is_empty() {
+            compare::replace_changed(
+                &mut constants,
+                changed,
+                &self.reference,
+                &self.model,
+                &self.tree,
+            )?;
+        }
         if samples.is_none() {
             // The simulation holds all constants in float, and nothing would be computed with it.
             compare::sort(&mut constants);
@@ -408,7 +437,7 @@ impl Job {
         let simulated = simulate(&self.model, &self.tree, &options)?;
         progress.start(Stage::Compare, samples.map_or(0, Samples::len));
         let differences = compare::compare_activations(
-            &self.model,
+            &self.reference,
             &self.tree,
             &simulated,
             constants,
@@ -500,7 +529,7 @@ impl Job {
         }
     }
 
-    fn run_options(&self) -> RunOptions {
+    pub(super) fn run_options(&self) -> RunOptions {
         RunOptions { engine: self.engine_options(), ..RunOptions::default() }
     }
 }
@@ -515,7 +544,7 @@ impl SiteObserver for Observing {
 }
 
 /// The batches of samples; none without samples.
-fn batches(samples: Option<&Samples>) -> impl Iterator<Item = Result<Batch>> + '_ {
+pub(super) fn batches(samples: Option<&Samples>) -> impl Iterator<Item = Result<Batch>> + '_ {
     samples.into_iter().flat_map(|samples| samples.batches().map(|batch| Ok(batch?.inputs)))
 }
 

@@ -3,6 +3,7 @@
 use fastforward_core::range_setting::SlotEstimate;
 use serde::Serialize;
 
+use super::algorithms::AlgorithmReport;
 use super::measure::Evaluation;
 use super::plan::{PlannedRule, PlannedSlot};
 use super::samples::DataFile;
@@ -36,6 +37,9 @@ pub struct Report {
     pub batch_norm: BatchNorm,
     /// The rules, in the order of the file.
     pub rules: Vec<PlannedRule>,
+    /// What each algorithm of the configuration did, in the order of the file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub algorithms: Vec<AlgorithmReport>,
     /// Every slot: which rule decided it, against which others, and the range that was found.
     pub slots: Vec<ReportedSlot>,
     /// The metrics of the float model and of the written file; `None` without evaluation data.

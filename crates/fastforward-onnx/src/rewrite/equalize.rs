@@ -5,6 +5,7 @@ mod apply;
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use fastforward_core::algorithms::equalization::Relu6;
 use fastforward_core::algorithms::equalization::{
     self, Channels, Equalization, EqualizationOptions, Joint, Spread, bias_bounds,
 };
@@ -104,19 +105,6 @@ impl Default for EqualizeOptions {
             shapes: ShapeTable::default(),
         }
     }
-}
-
-/// What becomes of a `Clip` from 0 to a bound between two layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Relu6 {
-    /// It stays as it is, and keeps the layers around it from being equalized.
-    #[default]
-    Keep,
-    /// A `Relu` and a `Min` with a bound for each channel take its place. The graph computes the same as before.
-    PerChannel,
-    /// A `Relu` takes its place, as in the paper. The graph computes the same only for data that stay below the bound.
-    Relu,
 }
 
 /// What [`equalize`] did, in the order of the graph.

@@ -5,6 +5,7 @@
 mod cases;
 mod data;
 mod graphs;
+mod layerwise;
 mod outline;
 mod pypi;
 mod way;

@@ -25,6 +25,7 @@ fn the_examples_fit_their_data() {
     for (file, sample, counts) in [
         ("fashion/w8a8.toml", [1, 28, 28], (512, 2000)),
         ("fashion/w4a8.toml", [1, 28, 28], (512, 2000)),
+        ("fashion/w3a8.toml", [1, 28, 28], (512, 2000)),
         ("digits/w8a8.toml", [1, 8, 8], (512, 500)),
     ] {
         let config = QuantConfigFile::load(&examples.join(file)).unwrap_or_else(|e| panic!("{e}"));
@@ -48,7 +49,7 @@ fn the_examples_fit_their_data() {
 #[test]
 fn one_letter_mistakes_in_a_rule_are_corrected() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
-    for file in ["fashion/w8a8.toml", "fashion/w4a8.toml"] {
+    for file in ["fashion/w8a8.toml", "fashion/w4a8.toml", "fashion/w3a8.toml"] {
         let mistakes = try_slips(&std::fs::read_to_string(examples.join(file)).unwrap());
         assert!(mistakes > 500, "{file}: {mistakes}");
     }

@@ -144,7 +144,8 @@ fn round_trips(config: &QuantConfigFile, folder: &Path) {
 #[test]
 fn what_is_written_reads_back_the_same() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
-    for file in ["fashion/w8a8.toml", "fashion/w4a8.toml", "digits/w8a8.toml"] {
+    for file in ["fashion/w8a8.toml", "fashion/w4a8.toml", "fashion/w3a8.toml", "digits/w8a8.toml"]
+    {
         let path = examples.join(file);
         round_trips(&QuantConfigFile::load(&path).unwrap(), path.parent().unwrap());
     }

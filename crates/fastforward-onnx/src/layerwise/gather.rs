@@ -1,0 +1,173 @@
+//! The moments of layers' inputs over batches of data.
+
+use ff_kernels::{KernelError, LayerMoments, MomentSums};
+
+use super::layer::{Form, LinearLayer};
+use super::method::Seen;
+use crate::calibrate::{Batch, RunOptions};
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::tensor::Tensor;
+
+/// A graph that is executed, and the name under which each layer's input is found in it.
+pub(super) struct Network<'e> {
+    pub(super) engine: &'e Engine,
+    /// For each of the layers.
+    pub(super) values: Vec<String>,
+}
+
+/// About how many numbers are unfolded at a time.
+const CHUNK: usize = 1 << 18;
+
+/// Bytes of the sums over one layer's inputs, at their most: while they become moments.
+pub(super) fn bytes(layer: &LinearLayer, seen: Seen) -> u64 {
+    let matrix = 8 * (layer.columns as u64).pow(2) * layer.groups as u64;
+    match seen {
+        Seen::Original | Seen::Quantized => 2 * matrix,
+        Seen::Paired => 5 * matrix,
+    }
+}
+
+/// Adds up the inputs of `layers` over all batches: for each layer the moments of each of its groups.
+///
+/// With one network its inputs are taken; with two, those of the second beside those of the first, sample by sample.
+/// Values are held for one batch at a time, and not all of them where they do not fit `options.max_bytes`.
+///
+/// # Errors
+/// Those of [`Engine::run`] and of `batches`; `Input` when there is no batch, and for data that is not finite.
+pub(super) fn gather(
+    (network, quantized): (&Network<'_>, Option<&Network<'_>>),
+    layers: &[&LinearLayer],
+    batches: impl IntoIterator<Item = Result<Batch>>,
+    options: &RunOptions,
+    mut progress: impl FnMut(),
+) -> Result<Vec<Vec<LayerMoments>>> {
+    let empty = |layer: &&LinearLayer| -> Vec<MomentSums> {
+        (0..layer.groups).map(|_| MomentSums::new(layer.columns)).collect()
+    };
+    let mut sums: Vec<Vec<MomentSums>> = layers.iter().map(empty).collect();
+    let mut is_empty = true;
+    for batch in batches {
+        let batch = batch?;
+        let inputs: Vec<(&str, &Tensor)> = batch.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let Some(second) = quantized else {
+            let mut values: Vec<&str> = network.values.iter().map(String::as_str).collect();
+            values.sort_unstable();
+            values.dedup();
+            network.engine.run_bounded(&inputs, &values, options.max_bytes, |value, tensor| {
+                for (at, layer) in layers.iter().enumerate() {
+                    if network.values[at] == value {
+                        add(layer, &mut sums[at], &tensor, None)?;
+                    }
+                }
+                Ok::<(), Error>(())
+            })?;
+            is_empty = false;
+            progress();
+            continue;
+        };
+        // Layers that read the same value follow each other mostly.
+        let mut last: Option<([&str; 2], [Tensor; 2])> = None;
+        for (at, layer) in layers.iter().enumerate() {
+            let names = [second.values[at].as_str(), network.values[at].as_str()];
+            let pair = match last.take() {
+                Some((same, pair)) if same == names => pair,
+                _ => [value_of(second, &inputs, names[0])?, value_of(network, &inputs, names[1])?],
+            };
+            add(layer, &mut sums[at], &pair[0], Some(&pair[1]))?;
+            last = Some((names, pair));
+        }
+        is_empty = false;
+        progress();
+    }
+    if is_empty && !layers.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Input,
+            format!("no calibration data, but {} layers whose inputs are needed", layers.len()),
+        ));
+    }
+    Ok(sums
+        .into_iter()
+        .map(|groups| groups.into_iter().map(MomentSums::finish).collect())
+        .collect())
+}
+
+fn value_of(network: &Network<'_>, inputs: &[(&str, &Tensor)], name: &str) -> Result<Tensor> {
+    network
+        .engine
+        .run(inputs, &[name])?
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the graph computes no `{name}`")))
+}
+
+/// Adds a layer's input of one batch; that of the float network too, where it is another.
+fn add(
+    layer: &LinearLayer,
+    sums: &mut [MomentSums],
+    x: &Tensor,
+    float: Option<&Tensor>,
+) -> Result<()> {
+    let floats = |x: &'_ Tensor| -> Result<Vec<f32>> {
+        x.as_f32().map(<[f32]>::to_vec).ok_or_else(|| {
+            let found = x.dtype();
+            input_error(layer, format!("its input holds {found}, expected float32"))
+        })
+    };
+    let data = floats(x)?;
+    let float = match float {
+        Some(float) if float.shape() != x.shape() => {
+            let (found, expected) = (float.shape(), x.shape());
+            return Err(input_error(
+                layer,
+                format!("its input has shape {found:?} in float and {expected:?} quantized"),
+            ));
+        }
+        Some(float) => Some(floats(float)?),
+        None => None,
+    };
+    let push = |sums: &mut MomentSums, rows: &[f32], float: Option<&[f32]>| match float {
+        Some(float) => sums.add_pair(rows, float),
+        None => sums.add(rows),
+    };
+    let wrong = |error: KernelError| input_error(layer, error.to_string());
+    match &layer.form {
+        Form::Dense { .. } => {
+            if x.shape().last() != Some(&layer.columns) {
+                let (found, expected) = (x.shape(), layer.columns);
+                return Err(input_error(
+                    layer,
+                    format!("its input has shape {found:?}, expected [.., {expected}]"),
+                ));
+            }
+            let chunk = (CHUNK / layer.columns).max(1) * layer.columns;
+            let mut pairs = float.as_deref().map(|float| float.chunks(chunk));
+            for rows in data.chunks(chunk) {
+                push(&mut sums[0], rows, pairs.as_mut().and_then(Iterator::next)).map_err(wrong)?;
+            }
+        }
+        Form::Windows(windows) => {
+            let unfolding = windows.on(x.shape()).map_err(|reason| input_error(layer, reason))?;
+            let chunk = (CHUNK / layer.columns).max(1);
+            let (mut rows, mut pairs) = (Vec::new(), Vec::new());
+            for (group, sums) in sums.iter_mut().enumerate() {
+                for first in (0..unfolding.len).step_by(chunk) {
+                    let range = first..(first + chunk).min(unfolding.len);
+                    unfolding.write(&data, group, range.clone(), &mut rows);
+                    if let Some(float) = &float {
+                        unfolding.write(float, group, range, &mut pairs);
+                    }
+                    push(sums, &rows, float.is_some().then_some(&pairs)).map_err(wrong)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn input_error(layer: &LinearLayer, reason: String) -> Error {
+    Error::new(ErrorKind::Input, format!("`{}` (value `{}`): {reason}", layer.name, layer.value))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! Finished layers on disk, so that a run that was interrupted goes on where it stopped.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use fastforward_core::files::write_whole;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::LayerOutcome;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a layer got.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Finished {
+    /// The weight on its grid, in the graph's layout; `None` where rounding to nearest is to decide.
+    pub(super) weight: Option<Vec<f32>>,
+    /// The scales and offsets of its quantizer.
+    pub(super) scale: Vec<f32>,
+    pub(super) offset: Option<Vec<f32>>,
+    pub(super) outcome: LayerOutcome,
+}
+
+/// A folder with one file per finished layer, in the order in which they were finished.
+///
+/// Every file is written aside and renamed, so that it is whole or absent. The folder belongs to one job: what another
+/// one left there, with other rules, data or another model, is removed and not used.
+#[derive(Debug)]
+pub struct Journal {
+    folder: PathBuf,
+    found: usize,
+}
+
+const JOB: &str = "job.json";
+
+#[derive(Serialize, Deserialize)]
+struct JobFile<'a> {
+    schema_version: u32,
+    #[serde(borrow)]
+    job: Cow<'a, str>,
+}
+
+const VERSION: u32 = 1;
+
+impl Journal {
+    /// Takes up the journal in `folder`, or begins one; `job` is a digest of everything that the result depends on.
+    ///
+    /// # Errors
+    /// `Io` when the folder cannot be read or made.
+    pub fn open(folder: &Path, job: &str) -> Result<Self> {
+        let mut journal = Self { folder: folder.to_owned(), found: 0 };
+        let text = fs::read_to_string(folder.join(JOB)).unwrap_or_default();
+        let same = serde_json::from_str::<JobFile<'_>>(&text)
+            .is_ok_and(|file| file.schema_version == VERSION && file.job == job);
+        if same {
+            while journal.file(journal.found).is_file() {
+                journal.found += 1;
+            }
+            return Ok(journal);
+        }
+        journal.clear()?;
+        fs::create_dir_all(folder).map_err(|error| Error::io("make folder", folder, error))?;
+        let file = JobFile { schema_version: VERSION, job: job.into() };
+        let text = serde_json::to_string(&file)
+            .map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
+        write_whole(&folder.join(JOB), |out| out.write_all(text.as_bytes()))?;
+        Ok(journal)
+    }
+
+    /// How many layers an earlier run finished.
+    pub fn found(&self) -> usize {
+        self.found
+    }
+
+    /// Whether an earlier run finished layer `number`.
+    pub(super) fn has(&self, number: usize) -> bool {
+        number < self.found
+    }
+
+    /// Removes the journal: the job is done.
+    ///
+    /// # Errors
+    /// `Io` naming the folder.
+    pub fn clear(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove folder", &self.folder, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn file(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("{number:05}.safetensors"))
+    }
+
+    /// Layer `number` as an earlier run finished it; `None` if none did, or if the file is not what this program writes.
+    pub(super) fn read(&self, number: usize, slot: &str) -> Option<Finished> {
+        if number >= self.found {
+            return None;
+        }
+        let bytes = fs::read(self.file(number)).ok()?;
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
+        let outcome: LayerOutcome =
+            serde_json::from_str(metadata.metadata().as_ref()?.get("outcome")?).ok()?;
+        if outcome.slot != slot {
+            return None;
+        }
+        let tensors = SafeTensors::deserialize(&bytes).ok()?;
+        let floats = |name: &str| -> Option<Vec<f32>> {
+            let tensor = tensors.tensor(name).ok()?;
+            let bytes = (tensor.dtype() == Dtype::F32).then(|| tensor.data())?;
+            Some(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
+        };
+        Some(Finished {
+            weight: floats("weight"),
+            scale: floats("scale")?,
+            offset: floats("offset"),
+            outcome,
+        })
+    }
+
+    /// Adds a finished layer.
+    ///
+    /// # Errors
+    /// `Io` naming the file.
+    pub(super) fn write(&self, number: usize, finished: &Finished) -> Result<()> {
+        let bytes =
+            |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let mut tensors = vec![("scale", bytes(&finished.scale))];
+        tensors.extend(finished.weight.as_deref().map(|weight| ("weight", bytes(weight))));
+        tensors.extend(finished.offset.as_deref().map(|offset| ("offset", bytes(offset))));
+        let written = |error: &dyn std::fmt::Display| {
+            Error::new(ErrorKind::Io, format!("cannot write layer {number}: {error}"))
+        };
+        let views = tensors
+            .iter()
+            .map(|(name, bytes)| {
+                Ok((*name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?))
+            })
+            .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()
+            .map_err(|error| written(&error))?;
+        let outcome = serde_json::to_string(&finished.outcome).map_err(|error| written(&error))?;
+        let metadata = HashMap::from([("outcome".to_owned(), outcome)]);
+        let text =
+            safetensors::serialize(views, Some(metadata)).map_err(|error| written(&error))?;
+        Ok(write_whole(&self.file(number), |file| file.write_all(&text))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::StepOutcome;
+    use super::*;
+
+    fn finished(slot: &str) -> Finished {
+        Finished {
+            weight: (slot == "conv1").then(|| vec![0.5, -1.25, f32::MIN_POSITIVE]),
+            scale: vec![0.25],
+            offset: Some(vec![3.0]),
+            outcome: LayerOutcome {
+                layer: slot.to_owned(),
+                slot: slot.to_owned(),
+                rows: 1,
+                columns: 3,
+                groups: 1,
+                moment_bytes: 72,
+                steps: vec![StepOutcome {
+                    algorithm: 1,
+                    signal: 1e-17,
+                    loss_before: 0.1 + 0.2,
+                    loss: 1e-17,
+                    samples: 7,
+                    rows_kept: 0,
+                }],
+            },
+        }
+    }
+
+    #[test]
+    fn finished_layers_come_back_to_the_same_job_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("journal");
+        let journal = Journal::open(&folder, "a").unwrap();
+        assert_eq!(journal.found(), 0);
+        journal.write(0, &finished("conv1")).unwrap();
+        journal.write(1, &finished("conv2")).unwrap();
+
+        let again = Journal::open(&folder, "a").unwrap();
+        assert_eq!(again.found(), 2);
+        assert_eq!(again.read(0, "conv1"), Some(finished("conv1")));
+        assert_eq!(again.read(1, "conv2"), Some(finished("conv2")));
+        assert_eq!(again.read(1, "conv3"), None);
+        assert_eq!(again.read(2, "conv2"), None);
+        // What is cut short or is something else counts as not there.
+        fs::write(again.file(0), "no tensors").unwrap();
+        assert_eq!(again.read(0, "conv1"), None);
+
+        let other = Journal::open(&folder, "b").unwrap();
+        assert_eq!(other.found(), 0);
+        assert!(!other.file(1).exists());
+        other.clear().unwrap();
+        other.clear().unwrap();
+        assert!(!folder.exists());
+    }
+}

@@ -1,0 +1,73 @@
+//! Offsets of weights, without data.
+
+use std::sync::Arc;
+
+use fastforward_core::quantization::LinearQuantizer;
+use fastforward_core::quantization::affine::{AffineParameters, SavedQuantizer};
+use ff_kernels::{HqqOptions, Tiling, hqq};
+
+use crate::calibrate::show_constant;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::Model;
+use crate::placement::ConstantFinder;
+use crate::tree::Site;
+
+/// What refining the offsets of a weight did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OffsetOutcome {
+    /// The slot.
+    pub slot: String,
+    /// `Σ |(w - ŵ)/s|^p` over the weight, before.
+    pub loss_before: f64,
+    /// The same, after.
+    pub loss: f64,
+}
+
+/// Refines the offsets of calibrated quantizers of weights by half-quadratic quantization: see [`hqq`]. Works on every
+/// constant, in a graph or without, one after the other.
+///
+/// # Errors
+/// `Quantizer` for a quantizer that has no offsets, or no range yet; those of reading constants.
+pub fn refine_offsets<'s>(
+    model: &Model,
+    sites: impl IntoIterator<Item = &'s Site>,
+    options: &HqqOptions,
+) -> Result<Vec<OffsetOutcome>> {
+    let mut finder = ConstantFinder::new(model);
+    let mut buffer = Vec::new();
+    let mut outcomes = Vec::new();
+    for site in sites {
+        let wrong =
+            |reason: String| Error::new(ErrorKind::Quantizer, format!("`{}`: {reason}", site.name));
+        let Some(SavedQuantizer::Linear(config, Some(before))) = site.slot.quantizer().to_saved()
+        else {
+            return Err(wrong("its quantizer has no range; calibrate first".to_owned()));
+        };
+        if config.range.symmetric {
+            return Err(wrong(
+                "hqq moves offsets, which a symmetric quantizer has none of".to_owned(),
+            ));
+        }
+        let grid = before.grid().map_err(|error| wrong(error.to_string()))?;
+        let found = show_constant(site, &mut finder, &mut buffer, |x| {
+            let tile = config.granularity.tile_shape(x.shape())?;
+            let refine = || {
+                let tiling = Tiling::new(x.shape(), &tile)?;
+                hqq(x.data(), &tiling, before.affine(), grid, options)
+            };
+            Ok(refine())
+        })?;
+        let found = found.map_err(|error| wrong(error.to_string()))?;
+        outcomes.push(OffsetOutcome {
+            slot: site.name.clone(),
+            loss_before: found.loss_before(),
+            loss: found.loss_after(),
+        });
+        let quantizer = LinearQuantizer::new(config).map_err(|error| wrong(error.to_string()))?;
+        quantizer
+            .set_parameters(AffineParameters { offset: Some(found.offset), ..before })
+            .map_err(|error| wrong(error.to_string()))?;
+        site.slot.replace(Arc::new(quantizer));
+    }
+    Ok(outcomes)
+}

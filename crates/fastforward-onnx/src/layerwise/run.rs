@@ -1,0 +1,302 @@
+//! Layer by layer: gather what a layer sees, choose its weight, put it in place, go on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use fastforward_core::config::Algorithm;
+use fastforward_core::quantization::LinearQuantizer;
+use fastforward_core::quantization::affine::{
+    AffineParameters, LinearQuantizerConfig, SavedQuantizer,
+};
+use ff_kernels::LayerMoments;
+
+use super::gather::{Network, bytes, gather};
+use super::journal::{Finished, Journal};
+use super::layer::LinearLayer;
+use super::method::{Problem, Seen};
+use super::{LayerOutcome, StepOutcome};
+use crate::calibrate::{Batch, RunOptions};
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Model, data};
+use crate::simulate::{SimulateOptions, Simulated, simulate};
+use crate::tree::Tree;
+
+/// A layer and the algorithms that work on it, one after the other.
+///
+/// Algorithms that choose ranges come before those that choose codes, as these begin with the ranges they find.
+#[derive(Clone, Debug)]
+pub struct LayerTask {
+    /// The layer.
+    pub layer: LinearLayer,
+    /// Of [`AlgorithmStage::Weights`](fastforward_core::config::AlgorithmStage::Weights).
+    pub algorithms: Vec<Algorithm>,
+}
+
+/// What [`choose_weights`] works with.
+#[derive(Debug)]
+pub struct Context<'c> {
+    /// How the quantized network is simulated.
+    pub simulation: SimulateOptions,
+    /// How graphs are executed. Twice `max_bytes` is about what sums over the inputs of several layers may take together; one
+    /// layer's own are held whatever they take.
+    pub run: RunOptions,
+    /// Where finished layers are kept.
+    pub journal: &'c Journal,
+}
+
+/// Is told how far [`choose_weights`] is.
+pub trait LayerProgress {
+    /// Another batch is through.
+    fn batch(&mut self) {}
+    /// A layer is done. `seconds` holds what each of its algorithms took, without the time for gathering what it sees;
+    /// `None` if an earlier run had finished the layer.
+    fn layer(&mut self, outcome: &LayerOutcome, seconds: Option<&[f64]>) {
+        let _ = (outcome, seconds);
+    }
+}
+
+/// Nobody listens.
+impl LayerProgress for () {}
+
+/// Chooses the weights of all tasks, in their order, which is that of the graph, and puts them into `model`; `tree` is its
+/// tree, with calibrated quantizers, whose parameters change where an algorithm changes them.
+///
+/// A layer that sees quantized inputs sees those of the network as it is by then: all weights and activations quantized,
+/// earlier layers as they were chosen. What a layer sees in float depends on no choice, so it is gathered for several layers
+/// at once. No activation is kept; `batches` is asked for the data anew for each pass. Finished layers are in the journal
+/// before the next begins, and are taken from there if an earlier run finished them: whether it was interrupted or not, the
+/// same bytes come out.
+///
+/// # Errors
+/// `Quantizer` for a weight quantizer that is not linear, not calibrated, or has tiles that an algorithm cannot work on;
+/// `Input` for data that is not finite; `Io` when the journal cannot be written; those of [`simulate`], of the engine and of
+/// `batches`.
+pub fn choose_weights<B: Iterator<Item = Result<Batch>>>(
+    model: &mut Model,
+    tree: &Tree,
+    tasks: &[LayerTask],
+    batches: impl Fn() -> B,
+    context: &Context<'_>,
+    progress: &mut dyn LayerProgress,
+) -> Result<Vec<LayerOutcome>> {
+    // Later layers change nothing in the float graph, whose inputs the original ones are.
+    let mut moments =
+        Moments { float: model.clone(), engine: None, original: BTreeMap::new(), context, batches };
+    let mut outcomes = Vec::new();
+    for (number, task) in tasks.iter().enumerate() {
+        let layer = &task.layer;
+        if let Some(finished) = context.journal.read(number, &layer.weight.name) {
+            put(model, layer, &finished)?;
+            progress.layer(&finished.outcome, None);
+            outcomes.push(finished.outcome);
+            continue;
+        }
+        let mut problem = problem(model, layer)?;
+        let mut outcome = LayerOutcome {
+            layer: layer.name.clone(),
+            slot: layer.weight.name.clone(),
+            rows: layer.rows,
+            columns: layer.columns,
+            groups: layer.groups,
+            moment_bytes: 0,
+            steps: Vec::new(),
+        };
+        let mut seconds = Vec::new();
+        // One kind of moments at a time.
+        let mut held: Option<(Seen, Vec<LayerMoments>)> = None;
+        for (at, algorithm) in task.algorithms.iter().enumerate() {
+            let Some(seen) = Seen::of(algorithm) else { continue };
+            let found = match held.take() {
+                Some((same, found)) if same == seen => found,
+                _ => moments.of(model, tree, tasks, number, seen, progress)?,
+            };
+            outcome.moment_bytes = outcome.moment_bytes.max(bytes(layer, seen));
+            let started = Instant::now();
+            let wrong = |error: &dyn std::fmt::Display| {
+                let text = format!("`{}`: {algorithm}: {error}", layer.weight.name);
+                Error::new(ErrorKind::Quantizer, text)
+            };
+            let step = problem.apply(algorithm, &found).map_err(|error| wrong(&error))?;
+            seconds.push(started.elapsed().as_secs_f64());
+            outcome.steps.push(StepOutcome {
+                algorithm: at,
+                signal: problem.signal(&found).map_err(|error| wrong(&error))?,
+                loss_before: step.loss_before,
+                loss: step.loss,
+                samples: found.iter().map(LayerMoments::count).sum(),
+                rows_kept: step.rows_kept,
+            });
+            held = Some((seen, found));
+        }
+        let finished = finish(layer, problem, outcome)?;
+        context.journal.write(number, &finished)?;
+        put(model, layer, &finished)?;
+        progress.layer(&finished.outcome, Some(&seconds));
+        outcomes.push(finished.outcome);
+    }
+    Ok(outcomes)
+}
+
+/// Gathers moments, those of float inputs ahead.
+struct Moments<'c, 'j, F> {
+    float: Model,
+    engine: Option<Engine>,
+    /// By the number of the task.
+    original: BTreeMap<usize, Vec<LayerMoments>>,
+    context: &'c Context<'j>,
+    batches: F,
+}
+
+impl<B: Iterator<Item = Result<Batch>>, F: Fn() -> B> Moments<'_, '_, F> {
+    /// What the layer of task `number` sees.
+    fn of(
+        &mut self,
+        model: &Model,
+        tree: &Tree,
+        tasks: &[LayerTask],
+        number: usize,
+        seen: Seen,
+        progress: &mut dyn LayerProgress,
+    ) -> Result<Vec<LayerMoments>> {
+        let layer = &tasks[number].layer;
+        if seen == Seen::Original
+            && let Some(found) = self.original.remove(&number)
+        {
+            return Ok(found);
+        }
+        let ahead = self.ahead(tasks, number);
+        let run = &self.context.run;
+        let float = match &self.engine {
+            Some(engine) => engine,
+            None => self.engine.insert(Engine::new(&self.float, &run.engine)?),
+        };
+        let original = |layers: &[&LinearLayer]| Network {
+            engine: float,
+            values: layers.iter().map(|layer| layer.value.clone()).collect(),
+        };
+        let listen = || progress.batch();
+        let mut found = if seen == Seen::Original {
+            let layers: Vec<&LinearLayer> = ahead.iter().map(|&at| &tasks[at].layer).collect();
+            let network = original(&layers);
+            let mut found = gather((&network, None), &layers, (self.batches)(), run, listen)?;
+            let own = found.remove(0);
+            self.original.extend(ahead[1..].iter().copied().zip(found));
+            vec![own]
+        } else {
+            let simulated = simulate(model, tree, &self.context.simulation)?;
+            let engine = Engine::new(&simulated.model, &run.engine)?;
+            let quantized =
+                Network { engine: &engine, values: vec![simulated_input(&simulated, layer)] };
+            let network = original(&[layer]);
+            let networks = match seen {
+                Seen::Paired => (&network, Some(&quantized)),
+                _ => (&quantized, None),
+            };
+            gather(networks, &[layer], (self.batches)(), run, listen)?
+        };
+        found.pop().ok_or_else(|| {
+            Error::new(ErrorKind::Input, format!("`{}`: no data was seen", layer.name))
+        })
+    }
+
+    /// This task and those after it whose float inputs are gathered in the same pass.
+    fn ahead(&self, tasks: &[LayerTask], number: usize) -> Vec<usize> {
+        let mut ahead = vec![number];
+        let mut left = 2 * self.context.run.max_bytes as u64;
+        for (at, task) in tasks.iter().enumerate().skip(number) {
+            left = left.saturating_sub(bytes(&task.layer, Seen::Original));
+            if left == 0 {
+                break;
+            }
+            let needs = task.algorithms.iter().any(|one| Seen::of(one) == Some(Seen::Original));
+            if at > number && needs && !self.context.journal.has(at) {
+                ahead.push(at);
+            }
+        }
+        ahead
+    }
+}
+
+/// The name under which a layer's input is found in the simulation.
+fn simulated_input(simulated: &Simulated, layer: &LinearLayer) -> String {
+    let own = simulated
+        .activations
+        .iter()
+        .find(|one| layer.input.as_ref().is_some_and(|input| one.sites.contains(input)));
+    let produced = || {
+        let mut outputs = simulated.activations.iter().filter(|one| one.is_output);
+        outputs.find(|one| one.value == layer.value)
+    };
+    own.or_else(produced).map_or(layer.value.as_str(), |one| &one.after).to_owned()
+}
+
+/// The settings and parameters of a layer's quantizer.
+fn calibrated(layer: &LinearLayer) -> Result<(LinearQuantizerConfig, AffineParameters)> {
+    let reason = match layer.weight.slot.quantizer().to_saved() {
+        Some(SavedQuantizer::Linear(config, Some(parameters))) => return Ok((config, parameters)),
+        Some(SavedQuantizer::Linear(_, None)) => "its quantizer has no range; calibrate first",
+        _ => "its quantizer is none with scales that are set before",
+    };
+    Err(Error::new(ErrorKind::Quantizer, format!("`{}`: {reason}", layer.weight.name)))
+}
+
+fn problem(model: &Model, layer: &LinearLayer) -> Result<Problem> {
+    let wrong = |reason: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::Quantizer, format!("`{}`: {reason}", layer.weight.name))
+    };
+    let (config, parameters) = calibrated(layer)?;
+    let constant = model
+        .constant(&layer.weight.value)
+        .ok_or_else(|| wrong(&format!("the graph has no constant `{}`", layer.weight.value)))?;
+    let tile = config.granularity.tile_shape(layer.shape()).map_err(|error| wrong(&error))?;
+    let tiles = layer.tiles(&tile)?;
+    Ok(Problem {
+        rows: layer.rows / layer.groups,
+        columns: layer.columns,
+        tile: tiles.tile,
+        grid: parameters.grid().map_err(|error| wrong(&error))?,
+        range: config.range.options(),
+        symmetric: config.range.symmetric,
+        weight: layer.to_matrix(&constant.to_f32()?),
+        codes: None,
+        scale: tiles.to_matrix(&parameters.scale),
+        offset: parameters.offset.as_deref().map(|offset| tiles.to_matrix(offset)),
+    })
+}
+
+/// What was found, in the graph's layout.
+fn finish(layer: &LinearLayer, problem: Problem, outcome: LayerOutcome) -> Result<Finished> {
+    let (config, _) = calibrated(layer)?;
+    let tile = config.granularity.tile_shape(layer.shape())?;
+    let tiles = layer.tiles(&tile)?;
+    Ok(Finished {
+        weight: problem.codes.as_deref().map(|codes| layer.from_matrix(codes)),
+        scale: tiles.from_matrix(&problem.scale),
+        offset: problem.offset.as_deref().map(|offset| tiles.from_matrix(offset)),
+        outcome,
+    })
+}
+
+/// Puts a chosen weight into the model, and its parameters into the quantizer.
+fn put(model: &mut Model, layer: &LinearLayer, finished: &Finished) -> Result<()> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::Quantizer, format!("`{}`: {error}", layer.weight.name))
+    };
+    let (config, before) = calibrated(layer)?;
+    let quantizer = LinearQuantizer::new(config).map_err(|error| wrong(&error))?;
+    let (scale, offset) = (finished.scale.clone(), finished.offset.clone());
+    quantizer
+        .set_parameters(AffineParameters { scale, offset, ..before })
+        .map_err(|error| wrong(&error))?;
+    layer.weight.slot.replace(Arc::new(quantizer));
+    let Some(weight) = &finished.weight else { return Ok(()) };
+    if weight.len() != layer.shape().iter().product::<usize>() {
+        return Err(wrong(&"the journal holds a weight of another shape; remove it"));
+    }
+    let tensor = data::float_tensor(&layer.weight.value, layer.dtype, layer.shape(), weight)
+        .ok_or_else(|| wrong(&format!("its weight holds {}", layer.dtype)))?;
+    model.set_constant(tensor);
+    Ok(())
+}

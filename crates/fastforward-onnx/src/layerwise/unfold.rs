@@ -1,0 +1,170 @@
+//! Windows of a convolution as rows of a matrix.
+
+use std::ops::Range;
+
+use crate::proto::NodeProto;
+
+/// How a convolution's windows lie on its input `[batch, groups · channels, ..]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Windows {
+    channels: usize,
+    groups: usize,
+    kernel: Vec<usize>,
+    strides: Vec<usize>,
+    dilations: Vec<usize>,
+    padding: Padding,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Padding {
+    /// Before each axis, then after each.
+    Explicit(Vec<i64>),
+    /// So much that there is an output for each `stride` inputs, an odd one before or after.
+    Same { odd_before: bool },
+}
+
+/// One axis of a concrete input.
+#[derive(Clone, Copy)]
+struct Axis {
+    extent: usize,
+    outputs: usize,
+    before: i64,
+}
+
+impl Windows {
+    pub(super) fn new(
+        node: &NodeProto,
+        channels: usize,
+        groups: usize,
+        kernel: &[usize],
+    ) -> Result<Self, String> {
+        let rank = kernel.len();
+        let list = |name: &str, default: i64, len: usize| -> Result<Vec<i64>, String> {
+            let Some(attribute) = node.find_attribute(name) else { return Ok(vec![default; len]) };
+            if attribute.ints.len() != len {
+                return Err(format!(
+                    "`{name}` has {} numbers, expected {len}",
+                    attribute.ints.len()
+                ));
+            }
+            Ok(attribute.ints.clone())
+        };
+        let positive = |name: &str| -> Result<Vec<usize>, String> {
+            let values = list(name, 1, rank)?;
+            let all = values.iter().map(|&v| usize::try_from(v).ok().filter(|&v| v > 0)).collect();
+            let all: Option<Vec<usize>> = all;
+            all.ok_or_else(|| format!("`{name}` is {values:?}, expected positive numbers"))
+        };
+        let auto = node
+            .find_attribute("auto_pad")
+            .map(|one| String::from_utf8_lossy(one.s()).into_owned());
+        let padding = match auto.as_deref() {
+            None | Some("" | "NOTSET") => Padding::Explicit(list("pads", 0, 2 * rank)?),
+            Some("VALID") => Padding::Explicit(vec![0; 2 * rank]),
+            Some("SAME_UPPER") => Padding::Same { odd_before: false },
+            Some("SAME_LOWER") => Padding::Same { odd_before: true },
+            Some(other) => return Err(format!("`auto_pad` is `{other}`")),
+        };
+        Ok(Self {
+            channels,
+            groups,
+            kernel: kernel.to_vec(),
+            strides: positive("strides")?,
+            dilations: positive("dilations")?,
+            padding,
+        })
+    }
+
+    /// The windows on an input of this shape.
+    ///
+    /// # Errors
+    /// An input of another rank or number of channels.
+    pub(super) fn on(&self, shape: &[usize]) -> Result<Unfolding<'_>, String> {
+        let rank = self.kernel.len();
+        let (&[batch, channels, ref extents @ ..], true) = (shape, shape.len() == rank + 2) else {
+            return Err(format!("its input has shape {shape:?}, expected {} axes", rank + 2));
+        };
+        let expected = self.groups * self.channels;
+        if channels != expected {
+            return Err(format!("its input has {channels} channels, expected {expected}"));
+        }
+        let axes: Vec<Axis> = (0..rank).map(|at| self.axis(at, extents[at])).collect();
+        let positions: usize = axes.iter().map(|axis| axis.outputs).product();
+        let plane = extents.iter().product();
+        Ok(Unfolding { windows: self, len: batch * positions, axes, plane, positions })
+    }
+
+    fn axis(&self, at: usize, extent: usize) -> Axis {
+        let (kernel, stride) = (self.kernel[at], self.strides[at]);
+        let reach = (kernel - 1) * self.dilations[at] + 1;
+        match &self.padding {
+            Padding::Explicit(pads) => {
+                let (before, after) = (pads[at], pads[at + self.kernel.len()]);
+                let room = extent as i64 + before + after - reach as i64;
+                let outputs = if room < 0 { 0 } else { room as usize / stride + 1 };
+                Axis { extent, outputs, before }
+            }
+            Padding::Same { odd_before } => {
+                let outputs = extent.div_ceil(stride);
+                let total = (outputs.saturating_sub(1) * stride + reach).saturating_sub(extent);
+                let before = if *odd_before { total.div_ceil(2) } else { total / 2 };
+                Axis { extent, outputs, before: before as i64 }
+            }
+        }
+    }
+}
+
+/// The windows of a convolution on one input.
+pub(super) struct Unfolding<'w> {
+    windows: &'w Windows,
+    axes: Vec<Axis>,
+    /// Numbers of one channel of one image.
+    plane: usize,
+    /// Windows of one image.
+    positions: usize,
+    /// Windows of all images.
+    pub(super) len: usize,
+}
+
+impl Unfolding<'_> {
+    /// Writes some of the windows of one group: rows of `channels · kernel`, in the order of a weight's elements; zeros
+    /// where a window reaches into the padding.
+    pub(super) fn write(&self, x: &[f32], group: usize, windows: Range<usize>, out: &mut Vec<f32>) {
+        let Windows { channels, groups, kernel, .. } = self.windows;
+        let mut offsets = vec![None; kernel.iter().product()];
+        out.clear();
+        for window in windows {
+            let (image, position) = (window / self.positions, window % self.positions);
+            self.offsets(position, &mut offsets);
+            let start = (image * groups + group) * channels * self.plane;
+            for channel in x[start..start + channels * self.plane].chunks_exact(self.plane) {
+                out.extend(offsets.iter().map(|at| at.map_or(0.0, |at: usize| channel[at])));
+            }
+        }
+    }
+
+    /// Where in a channel each tap of the window at `position` reads; `None` in the padding.
+    fn offsets(&self, mut position: usize, offsets: &mut [Option<usize>]) {
+        let Self { windows, axes, .. } = self;
+        let mut corner = vec![0i64; axes.len()];
+        for (at, axis) in axes.iter().enumerate().rev() {
+            corner[at] = (position % axis.outputs * windows.strides[at]) as i64 - axis.before;
+            position /= axis.outputs;
+        }
+        for (tap, offset) in offsets.iter_mut().enumerate() {
+            let (mut tap, mut stride, mut found) = (tap, 1, Some(0));
+            for (at, axis) in axes.iter().enumerate().rev() {
+                let index = corner[at] + (tap % windows.kernel[at] * windows.dilations[at]) as i64;
+                tap /= windows.kernel[at];
+                found = match usize::try_from(index) {
+                    Ok(index) if index < axis.extent => {
+                        found.map(|sum: usize| sum + index * stride)
+                    }
+                    _ => None,
+                };
+                stride *= axis.extent;
+            }
+            *offset = found;
+        }
+    }
+}

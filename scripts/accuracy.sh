@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Prints the tables of docs/accuracy.md: top-1 of the example networks for each number of bits and each way to choose weights.
+# Everything made stays under target/. Takes a few minutes; figures do not depend on the machine's speed.
+#
+#   scripts/accuracy.sh
+#   PYTHON=python3.12 scripts/accuracy.sh     # with onnxruntime's static quantization beside (numpy, onnx, onnxruntime,
+#                                             # safetensors have to be installed there)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cargo build --release --quiet -p fastforward-cli
+program=$PWD/target/release/fastforward
+work=target/accuracy
+rm -rf "$work"
+mkdir -p "$work"
+
+ranges='[[algorithm]]
+type = "activation_weighted_mse"'
+sequential='[[algorithm]]
+type = "sequential_mse"'
+gptq='[[algorithm]]
+type = "gptq"'
+descent='[[algorithm]]
+type = "coordinate_descent"'
+adaround='[[algorithm]]
+type = "adaround"'
+correction='[[algorithm]]
+type = "bias_correction"'
+
+# Model, configuration it starts from, bits of weights, the estimator of their ranges, algorithms: prints top-1 in per cent.
+top1() {
+    local model=$1 base=$2 bits=$3 estimator=$4
+    shift 4
+    local folder config
+    folder=$(dirname "$base")
+    config=$work/job.toml
+    # Paths in a configuration are relative to its folder.
+    sed -e "/^type = /,\$!b" -e "" "$base" |
+        awk '/^\[\[algorithm\]\]/ { exit } { print }' |
+        sed -e "s#^data = \"#data = \"$PWD/$folder/#" -e '/^max_drop\|^min_metric\|^expect/d' |
+        awk -v bits="$bits" -v estimator="$estimator" '
+            /^name = / { weights = /weights/ }
+            weights && /^quantizer/ { sub(/num_bits = [0-9]+/, "num_bits = " bits) }
+            weights && /^range/ { $0 = "range = { estimator = \"" estimator "\" }" }
+            { print }' >"$config"
+    printf '\n%s\n' "$@" >>"$config"
+    "$program" quantize "$model" --config "$config" --out "$work/out" --quiet |
+        awk '$1 == "quantized" { print $4 }'
+}
+
+row() {
+    local name=$1
+    shift
+    printf '| %s |' "$name"
+    for bits in 8 4 3 2; do
+        printf ' %s |' "$(top1 "$model" "$base" "$bits" "$@")"
+    done
+    printf '\n'
+}
+
+table() {
+    printf '\n%s, top-1 in %%:\n\n| weights | 8 bits | 4 | 3 | 2 |\n|---|---|---|---|---|\n' "$1"
+    row 'nearest, min-max ranges' running_minmax
+    row 'nearest, ranges of least error' min_error_grid
+    row '`gptq`' running_minmax "$gptq"
+    row '`gptq`, `coordinate_descent`' running_minmax "$gptq" "$descent"
+    row '`adaround`' running_minmax "$adaround"
+    row '`adaround`, `bias_correction`' running_minmax "$adaround" "$correction"
+    row '`activation_weighted_mse`, `adaround`' running_minmax "$ranges" "$adaround"
+    row '`sequential_mse`, `adaround`' running_minmax "$sequential" "$adaround"
+}
+
+model=examples/fashion/fashion_cnn.onnx base=examples/fashion/w3a8.toml
+table 'fashion_cnn, activations 8 bits, 2,000 images'
+model=examples/digits/digits_cnn.onnx base=examples/digits/w8a8.toml
+table 'digits_cnn, activations 8 bits, 500 images'
+model=examples/digits/digits_mlp.onnx
+table 'digits_mlp, activations 8 bits, 500 images'
+
+if [ -n "${PYTHON:-}" ]; then
+    printf "\nonnxruntime's static quantization of fashion_cnn, W8A8, QDQ:\n\n"
+    "$PYTHON" scripts/accuracy_onnxruntime.py examples/fashion
+fi
