@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fastforward_core::config::ActivationType;
+use fastforward_onnx::pipeline::{ScoreData, SensitivityScore};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -62,6 +63,8 @@ pub(crate) enum Command {
     Explain(Explain),
     /// Quantize a model: plan, calibrate, evaluate, export, read back
     Quantize(Quantize),
+    /// Find what each weight costs at each bit width, and the widths that a budget buys
+    Sensitivity(Sensitivity),
     /// Measure one or more models side by side
     Evaluate(Evaluate),
     /// List configurations to start from, or print one
@@ -165,6 +168,76 @@ pub(crate) struct Quantize {
     /// Show every layer in the table at the end, not only the ten worst
     #[arg(long)]
     pub(crate) all_layers: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sensitivity {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+    /// The widths to try
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', default_value = "2,3,4,6,8")]
+    pub(crate) bits: Vec<u32>,
+    /// What a network loses in which one weight is quantized
+    #[arg(long, value_name = "SCORE", default_value = "sqnr")]
+    pub(crate) score: Score,
+    /// The samples it is judged on: by default those of `[evaluation]` if there are any, else of `[calibration]`
+    #[arg(long, value_name = "SECTION")]
+    pub(crate) on: Option<On>,
+    /// Judge on the first N of these samples
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) samples: Option<usize>,
+    /// Sweep only the weights that this query matches, by slot or module
+    #[arg(long, value_name = "QUERY")]
+    pub(crate) query: Option<String>,
+    /// Choose widths with the least loss: `4bits` on average, `30kB` or `120MiB` of constants, `metric>=90`
+    #[arg(long, value_name = "BUDGET")]
+    pub(crate) budget: Option<String>,
+    /// Measure the metric of `[evaluation]` for points of the curve, with all quantizers of the rules
+    #[arg(long)]
+    pub(crate) measure: bool,
+    /// Write the configuration with the chosen widths to this file
+    #[arg(long, value_name = "FILE", requires = "budget")]
+    pub(crate) write: Option<PathBuf>,
+    /// Samples that are computed at once, in place of the numbers in the configuration
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) batch_size: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Score {
+    /// Noise over signal of the outputs
+    Sqnr,
+    /// Kullback-Leibler divergence of the softmax of the outputs
+    Kl,
+    /// The metric of `[evaluation]`
+    Metric,
+}
+
+impl From<Score> for SensitivityScore {
+    fn from(score: Score) -> Self {
+        match score {
+            Score::Sqnr => Self::Sqnr,
+            Score::Kl => Self::Kl,
+            Score::Metric => Self::Metric,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum On {
+    /// Those of `[calibration]`
+    Calibration,
+    /// Those of `[evaluation]`
+    Evaluation,
+}
+
+impl From<On> for ScoreData {
+    fn from(on: On) -> Self {
+        match on {
+            On::Calibration => Self::Calibration,
+            On::Evaluation => Self::Evaluation,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

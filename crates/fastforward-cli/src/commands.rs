@@ -7,6 +7,7 @@ mod inspect;
 mod plan;
 mod presets;
 mod quantize;
+mod sensitivity;
 
 use clap::CommandFactory;
 use fastforward_onnx::pipeline::JobOptions;
@@ -21,6 +22,7 @@ pub(crate) fn run(command: &Command, common: &Common) -> anyhow::Result<Outcome>
         Command::Plan(args) => plan::run(args, common),
         Command::Explain(args) => explain::run(args, common),
         Command::Quantize(args) => quantize::run(args, common),
+        Command::Sensitivity(args) => sensitivity::run(args, common),
         Command::Evaluate(args) => evaluate::run(args, common),
         Command::Presets(args) => presets::run(args),
         Command::Completions(args) => completions(args.shell),

@@ -29,6 +29,7 @@ mod progress;
 mod quantize;
 mod report;
 mod samples;
+mod sensitivity;
 mod story;
 mod summary;
 
@@ -44,5 +45,9 @@ pub use report::{
     ReportedSlot, SourceData, SourceFile, SourceModel, SourceSamples,
 };
 pub use samples::{DataFile, SampleBatch, Samples};
+pub use sensitivity::{
+    Allocation, Budget, MeasuredBy, MixedFile, Point, ScoreData, ScoredBy, Sensitivity,
+    SensitivityOptions, SensitivityScore, WeightPrice, WeightPrices,
+};
 pub use story::{RuleVerdict, SlotStory, Stop, Verdict};
 pub use summary::{ModelSummary, OpsetVersion, Totals};

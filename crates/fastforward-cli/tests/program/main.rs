@@ -7,6 +7,7 @@ mod files;
 #[cfg(target_os = "linux")]
 mod memory;
 mod rules;
+mod sensitivity;
 mod transcripts;
 mod weight_files;
 mod weights_only;

@@ -213,7 +213,7 @@ fn order_problems(job: &Job, planned: &[PlannedAlgorithm]) -> Vec<String> {
 }
 
 /// The full names that a query matches, or why there is none.
-fn matches(job: &Job, query: &Selector) -> std::result::Result<HashSet<String>, String> {
+pub(super) fn matches(job: &Job, query: &Selector) -> std::result::Result<HashSet<String>, String> {
     let root = NodeRef::Module(job.tree.root());
     let context = job.tree.context();
     let found = mpath::search(query, root, &SearchOptions::new(&context))
@@ -229,7 +229,7 @@ fn matches(job: &Job, query: &Selector) -> std::result::Result<HashSet<String>, 
 }
 
 /// Whether the slot of a weight, or the module it belongs to, is among the matches.
-fn is_matched(names: &HashSet<String>, site: &str) -> bool {
+pub(super) fn is_matched(names: &HashSet<String>, site: &str) -> bool {
     names.contains(site) || site.rsplit_once('.').is_some_and(|(module, _)| names.contains(module))
 }
 

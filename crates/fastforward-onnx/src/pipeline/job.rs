@@ -97,7 +97,11 @@ impl Job {
     }
 
     /// A model with its rules resolved and quantizers in its slots.
-    fn resolved(model: Model, config: QuantConfigFile, options: JobOptions) -> Result<Self> {
+    pub(super) fn resolved(
+        model: Model,
+        config: QuantConfigFile,
+        options: JobOptions,
+    ) -> Result<Self> {
         let tree = Tree::new(&model);
         let (rules, targets) = config.queries(tree.context()).map_err(in_rules)?;
         let resolution = rules.resolve(tree.root()).map_err(in_rules)?;

@@ -198,7 +198,7 @@ fn metrics_of(counts: Metric, has_labels: bool) -> Vec<Metric> {
 }
 
 /// The output that is judged: the one that is named, else the first.
-fn output_name(model: &Model, wanted: Option<&str>) -> Result<String> {
+pub(super) fn output_name(model: &Model, wanted: Option<&str>) -> Result<String> {
     let outputs = model.outputs();
     let names: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
     match wanted {

@@ -201,11 +201,24 @@ fn constant_bytes(site: &Site, finder: &mut ConstantFinder<'_>) -> Option<Planne
     else {
         return Some(PlannedBytes { before, after: before });
     };
-    let elements: u64 = info.shape.iter().map(|&size| size as u64).product();
-    let tiles = granularity.num_parameters(&info.shape).ok()? as u64;
+    let after = quantized_bytes(&granularity, &info.shape, num_bits).ok()?;
+    Some(PlannedBytes { before, after })
+}
+
+/// Bytes of the codes, scales and zero points of a constant.
+///
+/// # Errors
+/// `Core` when the granularity does not fit the shape.
+pub(super) fn quantized_bytes(
+    granularity: &Granularity,
+    shape: &[usize],
+    num_bits: u32,
+) -> Result<u64> {
+    let elements: u64 = shape.iter().map(|&size| size as u64).product();
+    let tiles = granularity.num_parameters(shape)? as u64;
     let stored_bits = u64::from(stored_bits(num_bits));
     let packed = |count: u64| (count * stored_bits).div_ceil(8);
-    Some(PlannedBytes { before, after: packed(elements) + packed(tiles) + 4 * tiles })
+    Ok(packed(elements) + packed(tiles) + 4 * tiles)
 }
 
 /// The bits of the narrowest integer type that holds codes of `num_bits` bits.

@@ -50,6 +50,8 @@ pub enum Stage {
     Algorithm(&'static str),
     /// Weights are chosen, layer by layer.
     Layers,
+    /// Each weight is quantized alone, at one width after the other.
+    Sweep,
     /// Float and quantized model are measured.
     Evaluate,
     /// Each value of the float graph is compared with that of the quantized one.
@@ -78,6 +80,7 @@ impl std::fmt::Display for Stage {
             Self::Calibrate => "calibrating",
             Self::Algorithm(name) => name,
             Self::Layers => "layers",
+            Self::Sweep => "sweeping",
             Self::Evaluate => "evaluating",
             Self::Compare => "comparing",
             Self::Export => "exporting",

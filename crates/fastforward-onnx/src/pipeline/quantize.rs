@@ -255,7 +255,7 @@ impl Job {
     }
 
     /// The shapes of activations, as far as two samples show them.
-    fn shapes(&self, samples: Option<&Samples>) -> Result<ShapeTable> {
+    pub(super) fn shapes(&self, samples: Option<&Samples>) -> Result<ShapeTable> {
         let Some(batch) = samples.and_then(|samples| samples.batches().next()).transpose()? else {
             return Ok(ShapeTable::stated(&self.model));
         };
@@ -274,7 +274,7 @@ impl Job {
     }
 
     /// Sets the range of every quantizer that has one: of constants one after the other, of activations from samples.
-    fn calibrate(
+    pub(super) fn calibrate(
         &self,
         samples: Option<&Samples>,
         progress: &dyn Progress,
