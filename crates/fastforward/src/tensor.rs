@@ -13,6 +13,7 @@ mod quantized;
 pub(crate) mod record;
 mod value;
 mod view;
+mod watch;
 
 pub use apply::Apply;
 pub use codes::CodeTensor;
@@ -23,3 +24,5 @@ pub use operator::{Output, ValueOrNumber, functional};
 pub use quantized::QuantizedTensor;
 pub use value::Value;
 pub use view::tensor_from;
+pub(crate) use view::with_view;
+pub(crate) use watch::RangeWatch;

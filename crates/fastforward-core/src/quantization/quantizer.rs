@@ -12,8 +12,8 @@ use mpath::Class;
 pub use metadata::{QuantizerMetadata, default_tags};
 pub use mpath::{Tag, TagSet};
 pub use slot::{
-    Onlooker, Onward, OverrideGuard, QuantizerOverride, QuantizerSlot, SlotUpdate, StrictnessGuard,
-    apply_updates,
+    Onlooker, Onward, OverrideGuard, QuantizerOverride, QuantizerSlot, RangeOnlooker, SlotUpdate,
+    StrictnessGuard, apply_updates,
 };
 pub use stub::QuantizerStub;
 pub(crate) use stub::stub;

@@ -14,6 +14,7 @@ use crate::module::{Module, NodeRef, SlotEntry, named_slots};
 use crate::quantization::quant_init::QuantizerCollection;
 use crate::quantization::quantizer::{
     Flow, Onlooker, Onward, OverrideGuard, Quantizer, QuantizerOverride, QuantizerSlot,
+    RangeOnlooker,
 };
 use crate::{ArrayView, Error, ErrorKind};
 
@@ -86,12 +87,13 @@ pub fn estimate_ranges_with(
         .iter()
         .flat_map(|(observer, slots)| slots.iter().map(move |slot| (observer, slot)))
         .map(|(observer, slot)| {
-            slot.push_override(Arc::new(Observing {
+            Ok(slot.push_override(Arc::new(Observing {
                 observer: Arc::clone(observer),
                 disable_quantization: options.disable_quantization,
-            }))
+                needs_ranges_only: lock(observer)?.needs_ranges_only(),
+            })))
         })
-        .collect();
+        .collect::<Result<_, Error>>()?;
     Ok(EstimationGuard { overrides, observers, skipped, no_data: options.no_data })
 }
 
@@ -355,6 +357,8 @@ fn distinct(slots: Vec<(SlotEntry, EstimatorFactory)>) -> Result<Vec<Estimated>,
 struct Observing {
     observer: Arc<Mutex<RangeObserver>>,
     disable_quantization: bool,
+    /// What the observer says of itself.
+    needs_ranges_only: bool,
 }
 
 impl QuantizerOverride for Observing {
@@ -375,14 +379,41 @@ impl QuantizerOverride for Observing {
     }
 }
 
-impl Onlooker for Observing {
-    fn look(&self, quantizer: &dyn Quantizer, x: ArrayView<'_>) -> Result<Onward, Error> {
+impl Observing {
+    /// Adds what was seen to the statistics.
+    fn observe(
+        &self,
+        quantizer: &dyn Quantizer,
+        add: impl FnOnce(&mut RangeObserver) -> Result<(), Error>,
+    ) -> Result<Onward, Error> {
         // Not held while the data flows on: a slot may be reached again from there.
         let mut observer = lock(&self.observer)?;
         observer.check_quantizer(quantizer)?;
-        observer.observe(x)?;
+        add(&mut observer)?;
         let goes_on = !self.disable_quantization && observer.has_range();
         Ok(if goes_on { Onward::Next } else { Onward::Out })
+    }
+}
+
+impl Onlooker for Observing {
+    fn look(&self, quantizer: &dyn Quantizer, x: ArrayView<'_>) -> Result<Onward, Error> {
+        self.observe(quantizer, |observer| observer.observe(x))
+    }
+
+    fn as_range_onlooker(&self) -> Option<&dyn RangeOnlooker> {
+        self.needs_ranges_only.then_some(self)
+    }
+}
+
+impl RangeOnlooker for Observing {
+    fn look_at_ranges(
+        &self,
+        quantizer: &dyn Quantizer,
+        (min, max): (&[f32], &[f32]),
+        n_elements: usize,
+    ) -> Result<Onward, Error> {
+        let ranges = TileRanges { min: min.to_vec(), max: max.to_vec() };
+        self.observe(quantizer, |observer| observer.observe_ranges(ranges, n_elements))
     }
 }
 

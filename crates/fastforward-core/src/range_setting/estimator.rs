@@ -65,6 +65,25 @@ pub trait RangeEstimator: Any + fmt::Debug + Send {
     /// [`ErrorKind::Granularity`] when the data has other tiles than earlier batches. The statistics are then as before.
     fn observe(&mut self, x: ArrayView<'_>, quantizer: &dyn RangeSettable) -> Result<(), Error>;
 
+    /// Whether the range of each tile is all it asks of a batch: [`observe_ranges`](Self::observe_ranges) may then take the
+    /// place of [`observe`](Self::observe).
+    fn needs_ranges_only(&self) -> bool {
+        false
+    }
+
+    /// Adds a batch of finite data with this range in each tile: what [`observe`](Self::observe) of the data does.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Granularity`] when earlier batches had other tiles. [`ErrorKind::Unsupported`], which is the default, when
+    /// the estimator needs more than ranges.
+    fn observe_ranges(&mut self, ranges: TileRanges) -> Result<(), Error> {
+        let _ = ranges;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("estimator `{}` needs the data, not its ranges alone", self.name()),
+        ))
+    }
+
     /// The range that the batches so far ask for; `None` before the first one.
     fn range(&self) -> Option<TileRanges>;
 

@@ -123,12 +123,32 @@ impl RangeObserver {
     /// What the estimator finds wrong with the data, or the quantizer with the range. The message names the slot and the
     /// number of the batch.
     pub fn observe(&mut self, x: ArrayView<'_>) -> Result<(), Error> {
-        let step = self.batches + 1;
         let result =
             settable(&*self.quantizer).and_then(|quantizer| self.estimator.observe(x, quantizer));
+        self.observed(result, x.len())
+    }
+
+    /// Whether [`observe_ranges`](Self::observe_ranges) can take the place of [`observe`](Self::observe).
+    pub fn needs_ranges_only(&self) -> bool {
+        self.estimator.needs_ranges_only()
+    }
+
+    /// Adds a batch of `n_elements` finite values with these ranges, tile by tile, and writes the range if the policy says so.
+    ///
+    /// # Errors
+    /// As for [`observe`](Self::observe); [`ErrorKind::Unsupported`] unless [ranges are
+    /// enough](Self::needs_ranges_only).
+    pub fn observe_ranges(&mut self, ranges: TileRanges, n_elements: usize) -> Result<(), Error> {
+        let result = self.estimator.observe_ranges(ranges);
+        self.observed(result, n_elements)
+    }
+
+    /// Counts a batch that the estimator took.
+    fn observed(&mut self, result: Result<(), Error>, n_elements: usize) -> Result<(), Error> {
+        let step = self.batches + 1;
         result.map_err(|error| error.at(format_args!("`{}`, batch {step}", self.name())))?;
         self.batches = step;
-        self.elements += x.len() as u64;
+        self.elements += n_elements as u64;
         if self.options.update.updates_at(step) { self.write_range() } else { Ok(()) }
     }
 

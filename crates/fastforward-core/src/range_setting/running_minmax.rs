@@ -44,6 +44,14 @@ impl RangeEstimator for RunningMinMax {
         self.widen(found)
     }
 
+    fn needs_ranges_only(&self) -> bool {
+        true
+    }
+
+    fn observe_ranges(&mut self, ranges: TileRanges) -> Result<(), Error> {
+        self.widen(ranges)
+    }
+
     fn range(&self) -> Option<TileRanges> {
         self.range.clone()
     }

@@ -60,7 +60,14 @@ impl RangeEstimator for SmoothedMinMax {
     }
 
     fn observe(&mut self, x: ArrayView<'_>, quantizer: &dyn RangeSettable) -> Result<(), Error> {
-        let found = tile_ranges(x, quantizer.granularity())?;
+        self.observe_ranges(tile_ranges(x, quantizer.granularity())?)
+    }
+
+    fn needs_ranges_only(&self) -> bool {
+        true
+    }
+
+    fn observe_ranges(&mut self, found: TileRanges) -> Result<(), Error> {
         let Some(state) = &mut self.state else {
             self.state =
                 Some(State { range: found.clone(), anchor: found, steps: 1, forgot: false });

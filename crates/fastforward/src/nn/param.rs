@@ -9,9 +9,10 @@ use candle_core::{DType, Tensor, Var};
 
 use crate::module::Parameter;
 use crate::quantization::affine::AffineParameters;
-use crate::quantization::quantizer::{Quantizer, QuantizerSlot};
-use crate::quantization::{DynamicLinearQuantizer, LinearQuantizer};
-use crate::tensor::{Apply, Error, Result, Value};
+use crate::quantization::quantizer::{Onward, Quantizer, QuantizerSlot};
+use crate::quantization::{DynamicLinearQuantizer, Granularity, LinearQuantizer};
+use crate::range_setting::{TileRanges, tile_ranges};
+use crate::tensor::{Apply, Error, RangeWatch, Result, Value, with_view};
 use crate::{ErrorKind, flags};
 
 /// A parameter: a tensor that can be trained, set, and shared between layers.
@@ -39,6 +40,7 @@ struct Inner {
     /// Counts the changes made through this parameter.
     version: AtomicU64,
     kept: Mutex<Option<Kept>>,
+    ranges: Mutex<Option<KeptRanges>>,
 }
 
 /// A quantized form, and what it was made of.
@@ -53,6 +55,14 @@ struct Kept {
     mode: (bool, bool),
 }
 
+/// The range of each tile, and of which tiles of what.
+struct KeptRanges {
+    ranges: Arc<TileRanges>,
+    version: u64,
+    scope: u64,
+    granularity: Granularity,
+}
+
 impl Param {
     /// A parameter with these values: trainable if the tensor is a variable, as those of a `VarMap` are.
     pub fn new(tensor: Tensor) -> Self {
@@ -62,6 +72,7 @@ impl Param {
             tensor: RwLock::new(tensor),
             version: AtomicU64::new(0),
             kept: Mutex::new(None),
+            ranges: Mutex::new(None),
         }))
     }
 
@@ -148,17 +159,28 @@ impl Param {
     /// # Errors
     /// As for [`Apply::apply`].
     pub fn quantized(&self, slot: &QuantizerSlot) -> Result<Value> {
-        let quantizer = slot.quantizer();
+        // Who asks for the range of a weight only, such as most estimators, need not have it found for every batch.
+        let watch = RangeWatch::of(slot);
+        let is_seen = watch.is_none() && slot.override_count() > 0;
+        let quantizer =
+            watch.as_ref().map_or_else(|| slot.quantizer(), |watch| Arc::clone(watch.quantizer()));
         let any: &dyn Any = &*quantizer;
         let linear = any.downcast_ref::<LinearQuantizer>();
         let is_known = linear.is_some() || any.is::<DynamicLinearQuantizer>();
         let version = self.0.version.load(Ordering::Acquire);
         let tensor = self.tensor();
-        let Some(scope) =
-            flags::inference_scope().filter(|_| is_known && slot.override_count() == 0)
-        else {
+        let Some(scope) = flags::inference_scope().filter(|_| is_known && !is_seen) else {
             return slot.apply(&tensor.into());
         };
+        if let Some(watch) = &watch {
+            let Some(ranges) = self.ranges(&tensor, watch.granularity(), (version, scope)) else {
+                // The error is the slot's to report.
+                return slot.apply(&tensor.into());
+            };
+            if watch.look(&ranges, tensor.elem_count())? == Onward::Out {
+                return Ok(tensor.into());
+            }
+        }
         let parameters = linear.and_then(LinearQuantizer::shared_parameters);
         let mode = (flags::exporting(), flags::integer_execution());
         let same_parameters = |kept: &Option<Arc<AffineParameters>>| match (kept, &parameters) {
@@ -172,7 +194,10 @@ impl Param {
         {
             return Ok(kept.value.clone());
         }
-        let value = slot.apply(&tensor.into())?;
+        let value = match &watch {
+            Some(watch) => watch.quantize_shared(&tensor)?,
+            None => slot.apply(&tensor.into())?,
+        };
         *self.kept() =
             Some(Kept { value: value.clone(), version, scope, quantizer, parameters, mode });
         Ok(value)
@@ -191,6 +216,31 @@ impl Param {
             (Some(parameter), None) => Ok(Some(parameter.tensor().into())),
             (None, _) => Ok(None),
         }
+    }
+
+    /// The range of each tile, found once for as long as the values are the same; `None` if one is not finite.
+    fn ranges(
+        &self,
+        tensor: &Tensor,
+        granularity: Granularity,
+        (version, scope): (u64, u64),
+    ) -> Option<Arc<TileRanges>> {
+        let lock = || self.0.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = &*lock()
+            && (kept.version, kept.scope) == (version, scope)
+            && kept.granularity == granularity
+        {
+            return Some(Arc::clone(&kept.ranges));
+        }
+        // Without the lock: finding ranges may run on threads that come here themselves.
+        let ranges = with_view(tensor, |view| tile_ranges(view, &granularity)).ok()?;
+        if !ranges.is_finite() {
+            return None;
+        }
+        let ranges = Arc::new(ranges);
+        let found = KeptRanges { ranges: Arc::clone(&ranges), version, scope, granularity };
+        *lock() = Some(found);
+        Some(ranges)
     }
 
     fn kept(&self) -> MutexGuard<'_, Option<Kept>> {

@@ -40,13 +40,14 @@ pub(super) fn apply_own(slot: &QuantizerSlot, x: Tensor) -> Result<Value> {
 
 /// Who sees the memory of the data.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Memory {
+pub(super) enum Memory {
     Shared,
     /// Nobody once it is quantized.
     Own,
 }
 
-fn placed(slot: &QuantizerSlot, result: Result<Value>) -> Result<Value> {
+/// The error with the slot's name before it.
+pub(super) fn placed<T>(slot: &QuantizerSlot, result: Result<T>) -> Result<T> {
     match (result, slot.label()) {
         (Err(error), Some(label)) => Err(error.at(format_args!("`{label}`"))),
         (result, _) => result,
@@ -134,7 +135,7 @@ fn same_bits(x: &Tensor, array: &Array) -> Result<bool> {
     Ok(a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()))
 }
 
-fn quantize(quantizer: &dyn Quantizer, x: &Tensor, memory: Memory) -> Result<Value> {
+pub(super) fn quantize(quantizer: &dyn Quantizer, x: &Tensor, memory: Memory) -> Result<Value> {
     let any: &dyn Any = quantizer;
     if let Some(trainable) = any.downcast_ref::<TrainableQuantizer>()
         && !flags::is_inference()
@@ -155,6 +156,6 @@ fn quantize(quantizer: &dyn Quantizer, x: &Tensor, memory: Memory) -> Result<Val
 }
 
 /// In export mode there are only floats.
-fn finish(value: Value) -> Result<Value> {
+pub(super) fn finish(value: Value) -> Result<Value> {
     if flags::exporting() { Ok(value.dequantize()?.into()) } else { Ok(value) }
 }

@@ -26,6 +26,7 @@ mod whole;
 mod broadcast;
 mod codes;
 mod custom;
+mod finish;
 mod parallel;
 mod real;
 mod shape;
@@ -33,12 +34,12 @@ mod spatial;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use activation::elementwise_on_grid;
+pub(crate) use activation::elementwise_then;
 pub use activation::{
     GeluApproximation, clamp, cos, exp, gelu, hardsigmoid, hardswish, leaky_relu, relu, relu6,
     rsqrt, sigmoid, silu, sin, sqrt, tanh,
 };
-pub(crate) use arithmetic::{CodePair, ValuesOrNumber, pair_codes, pair_on_grid};
+pub(crate) use arithmetic::{CodePair, ValuesOrNumber, pair_codes, pair_then};
 pub use arithmetic::{
     Operand, add, div, floor_divide, mul, negative, positive, pow, remainder, sub,
 };
@@ -51,12 +52,13 @@ pub use conv::{
 };
 pub(crate) use custom::{dense, from_floats};
 pub use dropout::dropout;
+pub(crate) use finish::{Extremes, Finish};
 pub use index::{Embedding, embedding, index_add};
 pub use interpolate::{Interpolate, InterpolateMode, Resize, interpolate};
 pub use linear::{bmm, linear, matmul, mm};
-pub(crate) use linear::{linear_on_grid, merge};
+pub(crate) use linear::{linear_then, merge};
 pub use norm::{group_norm, layer_norm, rms_norm};
-pub(crate) use norm::{normalize_codes, normalize_on_grid};
+pub(crate) use norm::{normalize_codes, normalize_then};
 pub use pad::{Pad, PadMode, pad};
 pub use pool::{
     AvgPool, MaxPool2d, adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d, avg_pool1d,
@@ -65,7 +67,7 @@ pub use pool::{
 pub use reduce::{cumsum, mean, sum};
 pub use rotary::rotary;
 pub use softmax::{log_softmax, softmax};
-pub(crate) use softmax::{softmax_codes, softmax_on_grid};
+pub(crate) use softmax::{softmax_codes, softmax_then};
 pub use unfold::{Unfold, unfold};
 pub use whole::{
     bitwise_and, bitwise_left_shift, bitwise_not, bitwise_or, bitwise_right_shift, bitwise_xor,

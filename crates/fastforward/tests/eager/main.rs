@@ -8,6 +8,7 @@ mod integer;
 mod kept;
 mod quantized;
 mod strict;
+mod watched;
 
 use std::sync::Arc;
 

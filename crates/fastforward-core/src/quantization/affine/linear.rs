@@ -92,7 +92,8 @@ impl LinearQuantizer {
         self.shared_parameters().map(Arc::unwrap_or_clone)
     }
 
-    /// The parameters as they stand, without a copy: another set of parameters is another `Arc`.
+    /// The parameters as they stand, without a copy: other parameters are another `Arc`, the same ones the
+    /// same.
     pub fn shared_parameters(&self) -> Option<Arc<AffineParameters>> {
         self.parameters.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -135,9 +136,16 @@ impl LinearQuantizer {
                 parameters.scale[at]
             ));
         }
-        *self.parameters.write().unwrap_or_else(PoisonError::into_inner) =
-            Some(Arc::new(parameters));
+        self.put(parameters);
         Ok(())
+    }
+
+    /// Parameters that are the same as before stay the same `Arc`: what was quantized with them holds.
+    fn put(&self, parameters: AffineParameters) {
+        let mut place = self.parameters.write().unwrap_or_else(PoisonError::into_inner);
+        if !place.as_deref().is_some_and(|standing| standing.is_same(&parameters)) {
+            *place = Some(Arc::new(parameters));
+        }
     }
 
     fn set(&self) -> Result<Arc<AffineParameters>, Error> {
@@ -191,9 +199,7 @@ impl RangeSettable for LinearQuantizer {
     }
 
     fn set_quantization_range(&self, min: &[f32], max: &[f32]) -> Result<(), Error> {
-        let parameters = self.parameters_for_range(min, max)?;
-        *self.parameters.write().unwrap_or_else(PoisonError::into_inner) =
-            Some(Arc::new(parameters));
+        self.put(self.parameters_for_range(min, max)?);
         Ok(())
     }
 

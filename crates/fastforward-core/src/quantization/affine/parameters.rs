@@ -70,6 +70,20 @@ impl AffineParameters {
         self.offset(tile).round_ties_even()
     }
 
+    /// Whether these are the same numbers, bit by bit.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let same = |a: &[f32], b: &[f32]| {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+        };
+        let same_offsets = match (&self.offset, &other.offset) {
+            (Some(a), Some(b)) => same(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        (self.num_bits, self.narrow_range) == (other.num_bits, other.narrow_range)
+            && same(&self.scale, &other.scale)
+            && same_offsets
+    }
+
     /// Whether zero is a grid point of every tile with code 0: no offset rounds to anything but zero.
     pub fn is_symmetric(&self) -> bool {
         (0..self.scale.len()).all(|tile| self.rounded_offset(tile) == 0.0)

@@ -98,6 +98,27 @@ pub trait Onlooker {
     /// # Errors
     /// Whatever is wrong with the data.
     fn look(&self, quantizer: &dyn Quantizer, x: ArrayView<'_>) -> Result<Onward, Error>;
+
+    /// This one as an onlooker that asks no more of data than the range of each tile, if it is one: what makes the data then
+    /// finds the ranges while they are in the cache, and those of a weight need to be found once.
+    fn as_range_onlooker(&self) -> Option<&dyn RangeOnlooker> {
+        None
+    }
+}
+
+/// An [`Onlooker`] for which the smallest and largest value of each tile say all there is to know.
+pub trait RangeOnlooker {
+    /// What [`Onlooker::look`] does with `n_elements` finite values, of which those in tile `i` (tiles being as the quantizer's
+    /// granularity says) lie between `min[i]` and `max[i]` and reach both. `bounds` are these two.
+    ///
+    /// # Errors
+    /// Those of [`Onlooker::look`].
+    fn look_at_ranges(
+        &self,
+        quantizer: &dyn Quantizer,
+        bounds: (&[f32], &[f32]),
+        n_elements: usize,
+    ) -> Result<Onward, Error>;
 }
 
 /// Where data goes that an [`Onlooker`] saw.

@@ -412,6 +412,39 @@ fn workers_observe_apart_and_merge() {
 }
 
 #[test]
+fn ranges_take_the_place_of_data_where_they_are_enough() {
+    let model = Chain::new(1);
+    let entry = || named_slots(&model).remove(0);
+    let ranges = |min, max| TileRanges { min: vec![min], max: vec![max] };
+    let estimates = [EstimatorConfig::running_minmax(), EstimatorConfig::smoothed_minmax(0.25)]
+        .map(|config| {
+            let observer = || {
+                let estimator = config.clone().build().unwrap();
+                RangeObserver::new(entry(), estimator, ObserverOptions::default()).unwrap()
+            };
+            let (mut told, mut seen) = (observer(), observer());
+            assert!(told.needs_ranges_only());
+            for (min, max) in [(0.5, 1.0), (-2.0, 0.0), (-1.0, 4.0)] {
+                told.observe_ranges(ranges(min, max), 2).unwrap();
+                seen.observe(ArrayView::new(&[max, min], &[2]).unwrap()).unwrap();
+            }
+            let error = told.observe_ranges(TileRanges { min: vec![0.0; 2], max: vec![1.0; 2] }, 2);
+            assert_eq!(error.unwrap_err().kind(), ErrorKind::Granularity);
+            let estimate = told.finish().unwrap();
+            assert_eq!(estimate, seen.finish().unwrap());
+            estimate
+        });
+    assert_ne!(estimates[0].range, estimates[1].range);
+
+    let percentile = EstimatorConfig::percentile(99.0).build().unwrap();
+    let mut other = RangeObserver::new(entry(), percentile, ObserverOptions::default()).unwrap();
+    assert!(!other.needs_ranges_only());
+    let error = other.observe_ranges(ranges(0.0, 1.0), 2).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(other.batches(), 0);
+}
+
+#[test]
 fn an_observer_without_data_says_so_with_every_name() {
     let entry = SlotEntry { names: vec!["x".into(), "y".into()], slot: linear(8) };
     let estimator = EstimatorConfig::running_minmax().build().unwrap();

@@ -1,9 +1,9 @@
 //! Functions of one element, each with its exact derivative.
 
 use candle_core::Tensor;
-use ff_kernels::Uniform;
 
 use super::custom::{Kernel, apply};
+use super::finish::Finish;
 use super::parallel::{map, map_then};
 use super::real::Real;
 use crate::tensor::Result;
@@ -95,24 +95,24 @@ macro_rules! elementwise {
         }
     )*
 
-        /// The operator of this name on values, its results on a grid; `None` for one that is not in this list.
-        pub(crate) fn elementwise_on_grid(name: &str, x: &[f32], to: &Uniform) -> Option<Vec<f32>> {
+        /// The operator of this name on values, its results finished in the cache; `None` for one that is not in this list.
+        pub(crate) fn elementwise_then(name: &str, x: &[f32], then: &Finish) -> Option<Vec<f32>> {
             match name {
-                $(stringify!($name) => Some(on_grid(&$kernel, x, to)),)*
+                $(stringify!($name) => Some(map_and_finish(&$kernel, x, then)),)*
                 _ => None,
             }
         }
     };
 }
 
-/// A function of each element, its results on a grid.
-pub(super) fn on_grid<E: Elementwise>(f: &E, x: &[f32], to: &Uniform) -> Vec<f32> {
+/// A function of each element, its results finished in the cache.
+pub(super) fn map_and_finish<E: Elementwise>(f: &E, x: &[f32], then: &Finish) -> Vec<f32> {
     map_then(
         [x],
         #[inline(always)]
         |[x]| f.value(x),
         #[inline(always)]
-        |results| to.fake_quantize_block(results),
+        |results| then.block(results),
     )
 }
 

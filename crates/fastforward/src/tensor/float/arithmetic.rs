@@ -5,10 +5,11 @@ mod pair;
 use candle_core::Tensor;
 use ff_kernels::Uniform;
 
-use self::pair::{Pair, run, run_codes, run_on_grid};
+use self::pair::{Pair, run, run_codes, run_then};
 use super::activation::{Elementwise, Unary};
 use super::codes::{CodesOf, Quantized};
 use super::custom::apply;
+use super::finish::Finish;
 use super::real::Real;
 use super::whole::{self, WholeResult};
 use crate::tensor::{Error, Result};
@@ -121,7 +122,7 @@ impl Pair for Sub {
     }
 }
 
-/// Operators of two operands that there are from codes to codes, and from values to values on a grid.
+/// Operators of two operands that there are from codes to codes, and from values to values finished in the cache.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CodePair {
     /// With `alpha`.
@@ -142,7 +143,7 @@ pub(crate) fn pair_codes(pair: CodePair, operands: [CodesOf<'_>; 2], to: &Unifor
     }
 }
 
-/// A second operand of [`pair_on_grid`].
+/// A second operand of [`pair_then`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ValuesOrNumber<'a> {
     /// As many as of the first.
@@ -150,18 +151,18 @@ pub(crate) enum ValuesOrNumber<'a> {
     Number(f64),
 }
 
-/// Such an operator on values, the results on a grid.
-pub(crate) fn pair_on_grid(
+/// Such an operator on values, the results finished in the cache.
+pub(crate) fn pair_then(
     pair: CodePair,
     a: &[f32],
     b: ValuesOrNumber<'_>,
-    to: &Uniform,
+    then: &Finish,
 ) -> Vec<f32> {
     match pair {
-        CodePair::Add(alpha) => run_on_grid(Add(alpha), a, b, to),
-        CodePair::Sub(alpha) => run_on_grid(Sub(alpha), a, b, to),
-        CodePair::Mul => run_on_grid(Mul, a, b, to),
-        CodePair::Div => run_on_grid(Div, a, b, to),
+        CodePair::Add(alpha) => run_then(Add(alpha), a, b, then),
+        CodePair::Sub(alpha) => run_then(Sub(alpha), a, b, then),
+        CodePair::Mul => run_then(Mul, a, b, then),
+        CodePair::Div => run_then(Div, a, b, then),
     }
 }
 

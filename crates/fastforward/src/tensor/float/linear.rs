@@ -6,13 +6,13 @@
 mod operands;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
-use ff_kernels::Uniform;
 use ff_kernels::simd::{Vectorized, dispatch};
 use half::{bf16, f16};
 
 pub(crate) use self::operands::merge;
 use self::operands::{batch_of, contiguous, gemm, rows_of, several_dtypes, widen};
 use super::custom::{Stored, check_floats, dense};
+use super::finish::Finish;
 use super::reduce::{column_sums, sum_to};
 use super::shape::broadcast_dims;
 use crate::tensor::{Error, Result};
@@ -36,25 +36,20 @@ use crate::tensor::{Error, Result};
 ///
 /// Shapes that do not fit; operands of several dtypes, of one that is no float, or not on the CPU.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    linear_then(x, weight, bias, None)
+    run(x, weight, bias, None)
 }
 
-/// [`linear`] of `f32` operands that track nothing, the results on a grid.
-pub(crate) fn linear_on_grid(
+/// [`linear`] of `f32` operands that track nothing, the results finished in the cache.
+pub(crate) fn linear_then(
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
-    to: Uniform,
+    then: Finish,
 ) -> Result<Tensor> {
-    linear_then(x, weight, Some(bias), Some(to))
+    run(x, weight, Some(bias), Some(then))
 }
 
-fn linear_then(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    to: Option<Uniform>,
-) -> Result<Tensor> {
+fn run(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, then: Option<Finish>) -> Result<Tensor> {
     if weight.rank() == 1 {
         let bias = match bias {
             Some(bias) if bias.elem_count() == 1 => Some(bias.reshape(1)?),
@@ -69,7 +64,7 @@ fn linear_then(
             }
             None => None,
         };
-        let y = linear_then(x, &weight.unsqueeze(0)?, bias.as_ref(), to)?;
+        let y = run(x, &weight.unsqueeze(0)?, bias.as_ref(), then)?;
         return Ok(y.squeeze(y.rank() - 1)?);
     }
     let (x_dims, weight_dims) = (x.dims(), weight.dims());
@@ -89,7 +84,7 @@ fn linear_then(
             ),
         ));
     }
-    let op = Linear { m: leading.iter().product(), k, n, leading: leading.to_vec(), to };
+    let op = Linear { m: leading.iter().product(), k, n, leading: leading.to_vec(), then };
     let Some(bias) = bias else {
         check_floats("linear", &[x, weight])?;
         let tracks = x.track_op() || weight.track_op();
@@ -336,8 +331,8 @@ struct Linear {
     k: usize,
     n: usize,
     leading: Vec<usize>,
-    /// Where the sums with the bias are put, if on a grid.
-    to: Option<Uniform>,
+    /// What becomes of sums with the bias in the cache.
+    then: Option<Finish>,
 }
 
 impl Linear {
@@ -428,8 +423,8 @@ impl CustomOp3 for Linear {
             }
             (CpuStorage::F32(y), CpuStorage::F32(bias)) => {
                 let bias = dense(bias, bias_layout);
-                CpuStorage::F32(match &self.to {
-                    Some(to) => add_bias_on_grid(y, &bias, to),
+                CpuStorage::F32(match &self.then {
+                    Some(then) => add_bias_then(y, &bias, then),
                     None => add_bias(y, &bias),
                 })
             }
@@ -463,14 +458,14 @@ impl CustomOp3 for Linear {
     }
 }
 
-/// [`add_bias`], and each sum put on a grid while it is in the cache.
-fn add_bias_on_grid(mut y: Vec<f32>, bias: &[f32], to: &Uniform) -> Vec<f32> {
+/// [`add_bias`], and something done with the sums while they are in the cache.
+fn add_bias_then(mut y: Vec<f32>, bias: &[f32], then: &Finish) -> Vec<f32> {
     use rayon::prelude::*;
     if bias.is_empty() {
         return y;
     }
     let rows = ((1 << 14) / bias.len()).max(1);
-    let finish = |y: &mut [f32]| dispatch(BiasOnGrid { y, bias, to });
+    let finish = |y: &mut [f32]| dispatch(BiasThen { y, bias, then });
     if y.len() < 1 << 15 {
         finish(&mut y);
     } else {
@@ -479,13 +474,13 @@ fn add_bias_on_grid(mut y: Vec<f32>, bias: &[f32], to: &Uniform) -> Vec<f32> {
     y
 }
 
-struct BiasOnGrid<'a> {
+struct BiasThen<'a> {
     y: &'a mut [f32],
     bias: &'a [f32],
-    to: &'a Uniform,
+    then: &'a Finish,
 }
 
-impl Vectorized for BiasOnGrid<'_> {
+impl Vectorized for BiasThen<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -494,7 +489,7 @@ impl Vectorized for BiasOnGrid<'_> {
             for (y, &bias) in y.iter_mut().zip(self.bias) {
                 *y += bias;
             }
-            self.to.fake_quantize_block(y);
+            self.then.block(y);
         }
     }
 }

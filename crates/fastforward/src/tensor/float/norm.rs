@@ -5,6 +5,7 @@ use ff_kernels::Uniform;
 
 use super::codes::{CodesOf, Quantized, quantize_rows};
 use super::custom::{Kernel, apply, in_wider};
+use super::finish::Finish;
 use super::parallel::{fill_rows, sum_of, sum_rows};
 use super::real::Real;
 use super::shape::check_float;
@@ -333,13 +334,13 @@ pub(crate) fn normalize_codes(
     )
 }
 
-/// The same of values, the results on a grid.
-pub(crate) fn normalize_on_grid(
+/// The same of values, the results finished in the cache.
+pub(crate) fn normalize_then(
     x: &[f32],
     n_columns: usize,
     [weight, bias]: [Option<&[f32]>; 2],
     (eps, centered): (f64, bool),
-    to: &Uniform,
+    then: &Finish,
 ) -> Vec<f32> {
     let n_rows = x.len().checked_div(n_columns).unwrap_or(0);
     let normalize = Normalize::rows("", [n_rows, n_columns], weight.is_some(), eps, centered);
@@ -349,7 +350,7 @@ pub(crate) fn normalize_on_grid(
         #[inline(always)]
         |row, out| {
             normalize.row(row, &x[row * n_columns..][..n_columns], weight, bias, out);
-            to.fake_quantize_block(out);
+            then.block(out);
         },
     )
 }

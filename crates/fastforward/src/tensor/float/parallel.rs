@@ -33,17 +33,17 @@ pub(super) fn map<T: Real, const N: usize>(
 }
 
 /// [`map`], and then something done with the results block by block, while each is in the cache. `then` must be
-/// `#[inline(always)]`, too, and see elements by themselves: the last block is filled up with others.
+/// `#[inline(always)]`, too.
 pub(super) fn map_then<T: Real, const N: usize>(
     inputs: [&[T]; N],
     f: impl Fn([T; N]) -> T + Sync,
-    then: impl Fn(&mut [T; BLOCK]) + Sync,
+    then: impl Fn(&mut [T]) + Sync,
 ) -> Vec<T> {
     let len = inputs[0].len();
     let whole = inputs.map(|input| input.as_chunks::<BLOCK>().0);
     let block = |i: usize| match i * BLOCK {
         start if start + BLOCK <= len => {
-            dispatch(MapBlock { inputs: whole.map(|w| &w[i]), f: &f, then: &then })
+            dispatch(MapBlock { inputs: whole.map(|w| &w[i]), len: BLOCK, f: &f, then: &then })
         }
         start => {
             let padded = inputs.map(|input| {
@@ -51,7 +51,7 @@ pub(super) fn map_then<T: Real, const N: usize>(
                 padded[..len - start].copy_from_slice(&input[start..len]);
                 padded
             });
-            dispatch(MapBlock { inputs: padded.each_ref(), f: &f, then: &then })
+            dispatch(MapBlock { inputs: padded.each_ref(), len: len - start, f: &f, then: &then })
         }
     };
     let blocks = len.div_ceil(BLOCK);
@@ -67,11 +67,13 @@ pub(super) fn map_then<T: Real, const N: usize>(
 
 struct MapBlock<'a, T, F, G, const N: usize> {
     inputs: [&'a [T; BLOCK]; N],
+    /// How many of the elements are there; the others fill up the last block.
+    len: usize,
     f: &'a F,
     then: &'a G,
 }
 
-impl<T: Real, F: Fn([T; N]) -> T, G: Fn(&mut [T; BLOCK]), const N: usize> Vectorized
+impl<T: Real, F: Fn([T; N]) -> T, G: Fn(&mut [T]), const N: usize> Vectorized
     for MapBlock<'_, T, F, G, N>
 {
     type Output = [T; BLOCK];
@@ -85,7 +87,10 @@ impl<T: Real, F: Fn([T; N]) -> T, G: Fn(&mut [T; BLOCK]), const N: usize> Vector
                 |k| self.inputs[k][i],
             ));
         }
-        (self.then)(&mut out);
+        match self.len {
+            BLOCK => (self.then)(&mut out),
+            len => (self.then)(&mut out[..len]),
+        }
         out
     }
 }

@@ -5,6 +5,7 @@ use ff_kernels::Uniform;
 
 use super::codes::{CodesOf, Quantized, quantize_rows};
 use super::custom::{Kernel, apply};
+use super::finish::Finish;
 use super::parallel::{fill_rows, max_of, sum_of};
 use super::real::Real;
 use super::shape::{Around, axis, check_float};
@@ -71,15 +72,15 @@ pub(crate) fn softmax_codes(x: CodesOf<'_>, n_columns: usize, to: &Uniform) -> Q
     )
 }
 
-/// [`softmax`] of values in rows of `n_columns`, which is not zero, the results on a grid.
-pub(crate) fn softmax_on_grid(x: &[f32], n_columns: usize, to: &Uniform) -> Vec<f32> {
+/// [`softmax`] of values in rows of `n_columns`, which is not zero, the results finished in the cache.
+pub(crate) fn softmax_then(x: &[f32], n_columns: usize, then: &Finish) -> Vec<f32> {
     fill_rows(
         x.len() / n_columns,
         n_columns,
         #[inline(always)]
         |row, out| {
             row_forward(&x[row * n_columns..][..n_columns], out, false);
-            to.fake_quantize_block(out);
+            then.block(out);
         },
     )
 }

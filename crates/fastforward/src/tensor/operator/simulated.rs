@@ -1,9 +1,12 @@
-//! Operators whose results are put on the grid of the output quantizer while they are in the cache.
+//! Operators on floats whose results are put on the grid of the output quantizer while they are in the cache, or watched there.
 //!
-//! A kernel here runs where [integer execution](crate::flags::integer_execution_mode) is off, nothing records gradients, the
-//! operands are `f32`, and the output has one scale and at most 8 bits, by a static quantizer that nothing watches. It gives
-//! what the output quantizer makes of the float operator's result, bit by bit; that result never exists as a tensor. Other
-//! operators make it and then write over it.
+//! A kernel here runs where nothing records gradients, the operands are `f32`, and the output slot is one of these:
+//!
+//! - it has one scale and at most 8 bits, by a static quantizer that nothing watches, and [integer
+//!   execution](crate::flags::integer_execution_mode) is off. The kernel gives what the output quantizer makes of the float
+//!   operator's result, bit by bit; that result never exists as a tensor. Other operators make it and then write over it.
+//! - estimators ask for the smallest and largest of all results and for nothing else, and no operand has codes that integer
+//!   kernels would take. They are found block by block; the results are the float operator's.
 
 use std::sync::Arc;
 
@@ -14,11 +17,14 @@ use super::codes::OutputGrid;
 use super::dispatch::{Kernel, Predicate};
 use super::spec::Role;
 use crate::flags;
+use crate::quantization::Granularity;
+use crate::range_setting::TileRanges;
+use crate::tensor::apply::apply_own;
 use crate::tensor::float::{
-    CodePair, ValuesOrNumber, elementwise_on_grid, from_floats, linear_on_grid, normalize_on_grid,
-    pair_on_grid, softmax_on_grid,
+    CodePair, Extremes, Finish, ValuesOrNumber, elementwise_then, from_floats, linear_then,
+    normalize_then, pair_then, softmax_then,
 };
-use crate::tensor::{Result, Value};
+use crate::tensor::{RangeWatch, Result, Value};
 
 /// The operators, when their kernels run, and the kernels.
 pub(super) fn built_in() -> Vec<(&'static str, Predicate, Kernel)> {
@@ -52,7 +58,53 @@ pub(super) fn built_in() -> Vec<(&'static str, Predicate, Kernel)> {
     all
 }
 
-/// Whether values may be put on the output's grid at once, and strict mode has nothing to say.
+/// Where results go.
+enum Target<'a> {
+    Grid(OutputGrid),
+    Watched(RangeWatch<'a>, Arc<Extremes>),
+}
+
+impl<'a> Target<'a> {
+    /// `None` where the output slot has to see the whole of a result.
+    fn of(call: &Call<'a>) -> Option<Self> {
+        let integers = flags::integer_execution();
+        if let Some(watch) = call.output.slot().and_then(RangeWatch::of) {
+            let fits = watch.granularity() == Granularity::PerTensor
+                && !(integers && call.values().any(Value::is_quantized));
+            return fits.then(|| Self::Watched(watch, Arc::new(Extremes::new())));
+        }
+        if integers { None } else { OutputGrid::of(call).map(Self::Grid) }
+    }
+
+    fn then(&self) -> Finish {
+        match self {
+            Self::Grid(to) => Finish::Grid(to.uniform),
+            Self::Watched(_, extremes) => Finish::Range(Arc::clone(extremes)),
+        }
+    }
+
+    /// Sends what a kernel made, and finished block by block, through the output slot.
+    fn take(&self, call: &Call<'_>, values: Tensor) -> Result<Value> {
+        let (watch, extremes) = match self {
+            Self::Grid(to) => return to.values(values),
+            Self::Watched(watch, extremes) => (watch, extremes),
+        };
+        match (extremes.finite(), call.output.slot()) {
+            (Some((min, max)), _) => {
+                watch.apply(values, &TileRanges { min: vec![min], max: vec![max] })
+            }
+            // What there is to say about NaN and infinities needs the data.
+            (None, Some(slot)) => apply_own(slot, values),
+            (None, None) => Err(call.mismatch()),
+        }
+    }
+
+    fn take_values(&self, call: &Call<'_>, values: Vec<f32>, shape: &[usize]) -> Result<Value> {
+        self.take(call, Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+}
+
+/// Whether results may go to their target block by block, and strict mode has nothing to say.
 fn is_wanted(call: &Call<'_>) -> bool {
     let is_strict = call.output.is_strict();
     let fits = |(role, argument): (Role, &Argument<'_>)| match (role, argument) {
@@ -62,9 +114,7 @@ fn is_wanted(call: &Call<'_>) -> bool {
         _ => false,
     };
     let roles = call.operator.operands.iter().map(|operand| operand.role);
-    !flags::integer_execution()
-        && roles.zip(call.arguments).all(fits)
-        && OutputGrid::of(call).is_some()
+    roles.zip(call.arguments).all(fits) && Target::of(call).is_some()
 }
 
 fn is_plain_f32(value: &Value) -> bool {
@@ -80,21 +130,16 @@ fn floats(call: &Call<'_>, name: &str) -> Result<Tensor> {
     call.value(name).ok_or_else(|| call.mismatch())?.dequantize()
 }
 
-/// Sends what a kernel made to the output: on the grid already.
-fn finish(to: &OutputGrid, values: Vec<f32>, shape: &[usize]) -> Result<Value> {
-    to.values(Tensor::from_vec(values, shape, &Device::Cpu)?)
-}
-
 fn elementwise(call: &Call<'_>) -> Result<Value> {
-    let Some(to) = OutputGrid::of(call) else { return Err(call.mismatch()) };
+    let Some(to) = Target::of(call) else { return Err(call.mismatch()) };
     let x = floats(call, "input")?;
     let mut is_known = true;
     let values = from_floats([&x], |[x]| {
-        let values = elementwise_on_grid(call.operator.name, x, &to.uniform);
+        let values = elementwise_then(call.operator.name, x, &to.then());
         is_known = values.is_some();
         values.unwrap_or_default()
     })?;
-    if is_known { finish(&to, values, x.dims()) } else { Err(call.mismatch()) }
+    if is_known { to.take_values(call, values, x.dims()) } else { Err(call.mismatch()) }
 }
 
 fn pair(call: &Call<'_>) -> Option<CodePair> {
@@ -114,19 +159,19 @@ fn pair(call: &Call<'_>) -> Option<CodePair> {
 }
 
 fn by_pairs(call: &Call<'_>) -> Result<Value> {
-    let (Some(pair), Some(to)) = (pair(call), OutputGrid::of(call)) else {
+    let (Some(pair), Some(to)) = (pair(call), Target::of(call)) else {
         return Err(call.mismatch());
     };
     let a = floats(call, "input")?;
     let values = match call.argument("other") {
-        Argument::Number(number) => from_floats([&a], |[a]| {
-            pair_on_grid(pair, a, ValuesOrNumber::Number(number), &to.uniform)
-        })?,
+        Argument::Number(number) => {
+            from_floats([&a], |[a]| pair_then(pair, a, ValuesOrNumber::Number(number), &to.then()))?
+        }
         _ => from_floats([&a, &floats(call, "other")?], |[a, b]| {
-            pair_on_grid(pair, a, ValuesOrNumber::Values(b), &to.uniform)
+            pair_then(pair, a, ValuesOrNumber::Values(b), &to.then())
         })?,
     };
-    finish(&to, values, a.dims())
+    to.take_values(call, values, a.dims())
 }
 
 /// How long the rows are of which each has a softmax.
@@ -140,12 +185,12 @@ fn rows(call: &Call<'_>) -> Option<usize> {
 }
 
 fn softmax(call: &Call<'_>) -> Result<Value> {
-    let (Some(n_columns), Some(to)) = (rows(call), OutputGrid::of(call)) else {
+    let (Some(n_columns), Some(to)) = (rows(call), Target::of(call)) else {
         return Err(call.mismatch());
     };
     let x = floats(call, "input")?;
-    let values = from_floats([&x], |[x]| softmax_on_grid(x, n_columns, &to.uniform))?;
-    finish(&to, values, x.dims())
+    let values = from_floats([&x], |[x]| softmax_then(x, n_columns, &to.then()))?;
+    to.take_values(call, values, x.dims())
 }
 
 /// The number of elements that are normalized together, and `eps`.
@@ -166,14 +211,15 @@ fn normalized(call: &Call<'_>) -> Option<(usize, f64)> {
 }
 
 fn normalize(call: &Call<'_>) -> Result<Value> {
-    let (Some((n_columns, eps)), Some(to)) = (normalized(call), OutputGrid::of(call)) else {
+    let (Some((n_columns, eps)), Some(to)) = (normalized(call), Target::of(call)) else {
         return Err(call.mismatch());
     };
     let settings = (eps, call.operator.name == "layer_norm");
     let x = floats(call, "input")?;
     let parameter = |name: &str| call.value(name).map(Value::dequantize).transpose();
+    let then = to.then();
     let run = |x: &[f32], parameters: [Option<&[f32]>; 2]| {
-        normalize_on_grid(x, n_columns, parameters, settings, &to.uniform)
+        normalize_then(x, n_columns, parameters, settings, &then)
     };
     let values = match (parameter("weight")?, parameter("bias")?) {
         (None, None) => from_floats([&x], |[x]| run(x, [None, None])),
@@ -181,7 +227,7 @@ fn normalize(call: &Call<'_>) -> Result<Value> {
         (None, Some(b)) => from_floats([&x, &b], |[x, b]| run(x, [None, Some(b)])),
         (Some(w), Some(b)) => from_floats([&x, &w, &b], |[x, w, b]| run(x, [Some(w), Some(b)])),
     }?;
-    finish(&to, values, x.dims())
+    to.take_values(call, values, x.dims())
 }
 
 fn with_bias<'a>(call: &Call<'a>) -> Option<[&'a Value; 3]> {
@@ -190,15 +236,11 @@ fn with_bias<'a>(call: &Call<'a>) -> Option<[&'a Value; 3]> {
 }
 
 fn linear(call: &Call<'_>) -> Result<Value> {
-    let (Some([x, weight, bias]), Some(to)) = (with_bias(call), OutputGrid::of(call)) else {
+    let (Some([x, weight, bias]), Some(to)) = (with_bias(call), Target::of(call)) else {
         return Err(call.mismatch());
     };
     // Without history: under inference it ends here.
     let [x, weight, bias] = [x.detach(), weight.detach(), bias.detach()];
-    to.values(linear_on_grid(
-        &x.dequantize()?,
-        &weight.dequantize()?,
-        &bias.dequantize()?,
-        to.uniform,
-    )?)
+    let (x, weight, bias) = (x.dequantize()?, weight.dequantize()?, bias.dequantize()?);
+    to.take(call, linear_then(&x, &weight, &bias, to.then())?)
 }

@@ -3,10 +3,11 @@
 use candle_core::{DType, Tensor};
 use ff_kernels::Uniform;
 
-use super::super::activation::{Elementwise, Unary, on_grid};
+use super::super::activation::{Elementwise, Unary, map_and_finish};
 use super::super::broadcast::Broadcast;
 use super::super::codes::{CodesOf, ELEMENTS, Quantized, quantize_rows};
 use super::super::custom::{Kernel, apply, check_cpu, is_float};
+use super::super::finish::Finish;
 use super::super::parallel::map_then;
 use super::super::real::Real;
 use super::super::shape::broadcast_shape;
@@ -135,12 +136,12 @@ pub(super) fn run_codes<P: Pair>(pair: P, operands: [CodesOf<'_>; 2], to: &Unifo
     )
 }
 
-/// The same on values of equal shapes, the results on a grid.
-pub(super) fn run_on_grid<P: Pair>(
+/// The same on values of equal shapes, the results finished in the cache.
+pub(super) fn run_then<P: Pair>(
     pair: P,
     a: &[f32],
     b: ValuesOrNumber<'_>,
-    to: &Uniform,
+    then: &Finish,
 ) -> Vec<f32> {
     match b {
         ValuesOrNumber::Values(b) => map_then(
@@ -148,9 +149,9 @@ pub(super) fn run_on_grid<P: Pair>(
             #[inline(always)]
             |[a, b]| pair.value(a, b),
             #[inline(always)]
-            |results| to.fake_quantize_block(results),
+            |results| then.block(results),
         ),
-        ValuesOrNumber::Number(b) => on_grid(&WithScalar(pair, b), a, to),
+        ValuesOrNumber::Number(b) => map_and_finish(&WithScalar(pair, b), a, then),
     }
 }
 
