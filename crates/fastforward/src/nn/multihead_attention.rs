@@ -1,5 +1,7 @@
 //! Attention by several heads, with its projections.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_nn::{Init, VarBuilder};
 
 use super::attention::{
@@ -8,8 +10,9 @@ use super::attention::{
 use super::check::Problems;
 use super::{Dropout, Layer, Linear, Param, functional as F};
 use crate::Module;
+use crate::flags;
 use crate::quantization::QuantizerSlot;
-use crate::tensor::{Apply, Error, Result, Value};
+use crate::tensor::{Apply, Error, QuantizedTensor, Result, Value};
 
 /// The settings of [`MultiheadAttention::new`]; [`Default`] is torch's, with the seed 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,6 +122,16 @@ pub struct MultiheadAttention {
     /// What is dropped while training: its probability, seed and mode. Its slots are not used; `attention` has one.
     #[module(skip)]
     pub dropout: Dropout,
+    #[module(skip)]
+    parts: Mutex<Option<Parts>>,
+}
+
+/// The three parts of a quantized weight that was packed, and the weight: while that is kept, so are they, with what is made of
+/// them for integer products.
+#[derive(Debug)]
+struct Parts {
+    of: QuantizedTensor,
+    parts: [Value; 3],
 }
 
 impl MultiheadAttention {
@@ -235,6 +248,7 @@ impl MultiheadAttention {
             out_proj: Linear { input_quantizer: attention.output_quantizer.clone(), ..out_proj },
             attention,
             dropout: Dropout::new(0.0, 0)?,
+            parts: Mutex::new(None),
         })
     }
 
@@ -312,13 +326,11 @@ impl MultiheadAttention {
     }
 
     fn weights(&self) -> Result<[Value; 3]> {
-        let embed = self.embed_dim();
         let through = |weight: &Option<Param>, slot: &Option<QuantizerSlot>| {
             Param::quantized_option(weight.as_ref(), slot.as_ref())
         };
         if let Some(packed) = through(&self.in_proj_weight, &self.in_proj_weight_quantizer)? {
-            let part = |at: usize| packed.narrow(0, at * embed, embed);
-            return Ok([part(0)?, part(1)?, part(2)?]);
+            return self.parts(&packed);
         }
         let query = through(&self.q_proj_weight, &self.q_proj_weight_quantizer)?;
         let key = through(&self.k_proj_weight, &self.k_proj_weight_quantizer)?;
@@ -330,6 +342,26 @@ impl MultiheadAttention {
                 Err(Error::operator("MultiheadAttention", what))
             }
         }
+    }
+
+    /// The parts of a packed weight for queries, keys and values.
+    fn parts(&self, packed: &Value) -> Result<[Value; 3]> {
+        let embed = self.embed_dim();
+        let lock = || self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Value::Quantized(packed), Some(kept)) = (packed, &*lock())
+            && kept.of.is_same(packed)
+        {
+            return Ok(kept.parts.clone());
+        }
+        let part = |at: usize| packed.narrow(0, at * embed, embed);
+        let parts = [part(0)?, part(1)?, part(2)?];
+        *lock() = match packed {
+            Value::Quantized(packed) if flags::is_inference() => {
+                Some(Parts { of: packed.clone(), parts: parts.clone() })
+            }
+            _ => None,
+        };
+        Ok(parts)
     }
 
     /// `[.., length, embed]` as `[.., heads, length, embed / heads]`.
@@ -356,5 +388,53 @@ impl Layer for MultiheadAttention {
     /// Self-attention without a mask.
     fn forward(&self, x: &Value) -> Result<Value> {
         self.attend(x, x, x, &AttentionMask::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+    use crate::quantization::{LinearQuantizer, LinearQuantizerConfig};
+    use crate::range_setting::{EstimationOptions, EstimatorConfig, estimate_ranges};
+
+    #[test]
+    fn parts_of_a_packed_weight_are_kept_as_long_as_the_weight() {
+        let matrix = |rows: usize| {
+            let values = (0..rows * 4).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<_>>();
+            Tensor::from_vec(values, (rows, 4), &Device::Cpu).unwrap()
+        };
+        let out_proj = Linear::from_tensors(matrix(4), None).unwrap();
+        let weight = Param::new(matrix(12));
+        let packed = InProjection::Packed(weight.clone());
+        let layer = MultiheadAttention::from_params(2, packed, None, out_proj).unwrap();
+        let slot = layer.in_proj_weight_quantizer.clone().unwrap();
+        let quantizer = LinearQuantizer::new(LinearQuantizerConfig::new(8)).unwrap();
+        slot.replace(std::sync::Arc::new(quantizer));
+        {
+            let options = EstimationOptions::default();
+            let config = EstimatorConfig::running_minmax();
+            let guard = estimate_ranges(&layer, config, options).unwrap();
+            layer.weights().unwrap();
+            guard.finish().unwrap();
+        }
+        let parts = || layer.weights().unwrap().map(|part| part.as_quantized().unwrap().clone());
+        let same = |a: &[QuantizedTensor; 3], b: &[QuantizedTensor; 3]| {
+            a.iter().zip(b).all(|(a, b)| a.is_same(b))
+        };
+        assert!(!same(&parts(), &parts()), "nothing is kept while gradients are recorded");
+        let _constants = flags::inference();
+        let first = parts();
+        assert!(same(&first, &parts()));
+        let whole = weight.quantized(&slot).unwrap().dequantize().unwrap();
+        for (at, part) in first.iter().enumerate() {
+            let expected = whole.narrow(0, at * 4, 4).unwrap().to_vec2::<f32>().unwrap();
+            assert_eq!(part.dequantize().unwrap().to_vec2::<f32>().unwrap(), expected);
+        }
+        weight.set(&Tensor::zeros((12, 4), DType::F32, &Device::Cpu).unwrap()).unwrap();
+        let zeros = parts();
+        assert!(!same(&first, &zeros));
+        assert!(zeros[2].dequantize().unwrap().to_vec2::<f32>().unwrap() == [[0.0; 4]; 4]);
     }
 }

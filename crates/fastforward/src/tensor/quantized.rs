@@ -182,6 +182,11 @@ impl QuantizedTensor {
         Ok(self.0.codes.get_or_init(|| codes))
     }
 
+    /// Whether both are the same tensor, with all that is kept beside it.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The codes of a weight `[out, in]`, rearranged once for integer products.
     pub(crate) fn packed(&self) -> Result<&PackedWeight> {
         if let Some(packed) = self.0.packed.get() {

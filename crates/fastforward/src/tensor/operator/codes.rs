@@ -6,13 +6,11 @@
 //! and neither those floats nor the operands' exist as tensors: functions of one element become a table of 256 codes, others
 //! work row by row in the cache.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
 use ff_kernels::Uniform;
 
 use super::call::{Argument, Call};
-use super::dispatch::{Kernel, Predicate};
+use super::dispatch::{Kernel, Predicate, row};
 use super::integer::{is_integer, is_wanted};
 use crate::flags;
 use crate::quantization::affine::AffineGrid;
@@ -25,12 +23,7 @@ use crate::tensor::{QuantizedTensor, Result, Value, record, uniform_of};
 
 /// The operators, when their kernels run, and the kernels.
 pub(super) fn built_in() -> Vec<(&'static str, Predicate, Kernel)> {
-    type Row = (&'static str, Predicate, Kernel);
-    let of = |name,
-              accepts: fn(&Call<'_>) -> bool,
-              kernel: fn(&Call<'_>) -> Result<Value>|
-     -> Row { (name, Predicate::new(accepts), Arc::new(kernel)) };
-    let mut all: Vec<Row> = Vec::new();
+    let mut all = Vec::new();
     for name in [
         "relu",
         "relu6",
@@ -46,15 +39,15 @@ pub(super) fn built_in() -> Vec<(&'static str, Predicate, Kernel)> {
         "cos",
         "negative",
     ] {
-        all.push(of(name, |call| unary(call).is_some(), by_table));
+        all.push(row(name, |call| unary(call).is_some(), by_table));
     }
     for name in ["add", "sub", "mul", "div"] {
-        all.push(of(name, |call| unary(call).is_some(), by_table));
-        all.push(of(name, |call| pair(call).is_some(), by_pairs));
+        all.push(row(name, |call| unary(call).is_some(), by_table));
+        all.push(row(name, |call| pair(call).is_some(), by_pairs));
     }
-    all.push(of("softmax", |call| rows(call).is_some(), softmax));
-    all.push(of("layer_norm", |call| normalized(call).is_some(), normalize));
-    all.push(of("rms_norm", |call| normalized(call).is_some(), normalize));
+    all.push(row("softmax", |call| rows(call).is_some(), softmax));
+    all.push(row("layer_norm", |call| normalized(call).is_some(), normalize));
+    all.push(row("rms_norm", |call| normalized(call).is_some(), normalize));
     all
 }
 

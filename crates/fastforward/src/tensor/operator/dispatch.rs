@@ -39,6 +39,15 @@ pub struct Predicate(Arc<dyn Fn(&Call<'_>) -> bool + Send + Sync>);
 /// A kernel: computes the output and sends it through the output slot.
 pub type Kernel = Arc<dyn Fn(&Call<'_>) -> Result<Value> + Send + Sync>;
 
+/// An operator, when a kernel runs, and the kernel.
+pub(super) fn row(
+    operator: &'static str,
+    accepts: fn(&Call<'_>) -> bool,
+    kernel: fn(&Call<'_>) -> Result<Value>,
+) -> (&'static str, Predicate, Kernel) {
+    (operator, Predicate::new(accepts), Arc::new(kernel))
+}
+
 impl Predicate {
     /// A predicate.
     pub fn new(accepts: impl Fn(&Call<'_>) -> bool + Send + Sync + 'static) -> Self {

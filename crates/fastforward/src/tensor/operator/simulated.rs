@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::call::{Argument, Call};
 use super::codes::OutputGrid;
-use super::dispatch::{Kernel, Predicate};
+use super::dispatch::{Kernel, Predicate, row};
 use super::spec::Role;
 use crate::flags;
 use crate::quantization::Granularity;
@@ -28,12 +28,7 @@ use crate::tensor::{RangeWatch, Result, Value};
 
 /// The operators, when their kernels run, and the kernels.
 pub(super) fn built_in() -> Vec<(&'static str, Predicate, Kernel)> {
-    type Row = (&'static str, Predicate, Kernel);
-    let of = |name,
-              accepts: fn(&Call<'_>) -> bool,
-              kernel: fn(&Call<'_>) -> Result<Value>|
-     -> Row { (name, Predicate::new(accepts), Arc::new(kernel)) };
-    let mut all: Vec<Row> = Vec::new();
+    let mut all = Vec::new();
     for name in [
         "relu",
         "relu6",
@@ -46,15 +41,15 @@ pub(super) fn built_in() -> Vec<(&'static str, Predicate, Kernel)> {
         "sin",
         "cos",
     ] {
-        all.push(of(name, is_wanted, elementwise));
+        all.push(row(name, is_wanted, elementwise));
     }
     for name in ["add", "sub", "mul", "div"] {
-        all.push(of(name, |call| pair(call).is_some(), by_pairs));
+        all.push(row(name, |call| pair(call).is_some(), by_pairs));
     }
-    all.push(of("softmax", |call| rows(call).is_some(), softmax));
-    all.push(of("layer_norm", |call| normalized(call).is_some(), normalize));
-    all.push(of("rms_norm", |call| normalized(call).is_some(), normalize));
-    all.push(of("linear", |call| with_bias(call).is_some(), linear));
+    all.push(row("softmax", |call| rows(call).is_some(), softmax));
+    all.push(row("layer_norm", |call| normalized(call).is_some(), normalize));
+    all.push(row("rms_norm", |call| normalized(call).is_some(), normalize));
+    all.push(row("linear", |call| with_bias(call).is_some(), linear));
     all
 }
 
