@@ -1,9 +1,10 @@
 //! Files and folders that are there whole or not at all.
 
+mod new_file;
 mod positioned;
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, ErrorKind};
 
+pub use new_file::NewFile;
 pub use positioned::{CopyError, FileRange, ReadAt};
 
 /// Writes a file so that nobody ever sees a part of it: into a file beside it, synced, then renamed.
@@ -24,17 +26,9 @@ pub fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<(), Error> {
-    let failed = |source: std::io::Error| {
-        Error::new(ErrorKind::Io, format!("cannot write `{}`: {source}", path.display()))
-            .with_source(source)
-    };
-    let aside = Aside(beside(path));
-    let mut file = BufWriter::new(File::create(&aside.0).map_err(failed)?);
-    write(&mut file).map_err(failed)?;
-    let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-    file.sync_all().map_err(failed)?;
-    drop(file);
-    fs::rename(&aside.0, path).map_err(failed)
+    let mut file = NewFile::create(path)?;
+    write(&mut file).map_err(|error| file.failed(error))?;
+    file.finish().map(drop)
 }
 
 /// Writes a folder so that nobody ever sees a part of it: `write` fills a folder beside it, which is then renamed.
@@ -166,22 +160,6 @@ pub fn sha256_of(bytes: &[u8]) -> String {
 
 fn hexadecimal(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.part", process::id()));
-    path.with_file_name(name)
-}
-
-/// Removes the file aside unless it was renamed away.
-struct Aside(PathBuf);
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // After the rename there is nothing to remove, which is the only error that can be expected.
-        let _gone = fs::remove_file(&self.0);
-    }
 }
 
 #[cfg(test)]

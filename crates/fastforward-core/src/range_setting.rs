@@ -47,7 +47,7 @@ pub use estimate::{
     EstimationGuard, EstimationOptions, EstimationReport, NoData, SkippedSlot, SlotEstimate,
     SlotSource, estimate_ranges, estimate_ranges_with,
 };
-pub use estimator::{RangeEstimator, TileRanges, tile_ranges};
+pub use estimator::{RangeEstimator, ReadElements, TileRanges, Unread, tile_ranges};
 pub use ff_kernels::{CandidateLayout, Candidates};
 pub use histogram_grid::{HistogramCriterion, HistogramGrid, HistogramGridConfig};
 pub use min_error::{CandidateGrid, ErrorFunction, MinErrorGrid, MinErrorGridConfig};

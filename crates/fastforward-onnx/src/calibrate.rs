@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fastforward_core::ArrayView;
-use fastforward_core::range_setting::RangeObserver;
+use fastforward_core::range_setting::{RangeObserver, Unread};
 
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, ErrorKind, Result};
@@ -185,15 +185,15 @@ pub fn calibrate(
 
 fn observe_constant(one: &mut Watched<'_>, finder: &mut ConstantFinder<'_>) -> Result<()> {
     let observer = &mut *one.observer;
-    show_constant(one.site, finder, &mut Vec::new(), |x| observer.observe(x))
+    show_constant(one.site, finder, &mut Vec::new(), |mut x| observer.observe(x.whole()?))
 }
 
-/// Shows the constant at a site to `look`, in a buffer that is used again.
+/// Lets `look` read the constant at a site, with a buffer that is used again.
 pub(crate) fn show_constant<T>(
     site: &Site,
     finder: &mut ConstantFinder<'_>,
     buffer: &mut Vec<f32>,
-    look: impl FnOnce(ArrayView<'_>) -> Result<T, fastforward_core::Error>,
+    look: impl FnOnce(Unread<'_>) -> Result<T, fastforward_core::Error>,
 ) -> Result<T> {
     let (_, constant) = finder.find(site)?;
     let shape = constant.info()?.shape;
@@ -203,11 +203,22 @@ pub(crate) fn show_constant<T>(
         *buffer = Vec::new();
         *buffer = vec![0.0; len];
     }
-    let values = &mut buffer[..len];
-    constant.floats()?.read(0, values)?;
-    let place = || format!("`{}` (constant `{}`)", site.name, site.value);
-    let view = ArrayView::new(values, &shape).map_err(|e| input_error(place(), e))?;
-    look(view).map_err(|e| input_error(place(), e))
+    let floats = constant.floats()?;
+    let mut failed = None;
+    let mut read = |first: usize, out: &mut [f32]| {
+        floats.read(first, out).map_err(|error| {
+            let text = error.to_string();
+            failed = Some(error);
+            fastforward_core::Error::new(fastforward_core::ErrorKind::Io, text)
+        })
+    };
+    let result = look(Unread { shape: &shape, read: &mut read, buffer });
+    match (failed, result) {
+        (Some(error), _) => Err(error),
+        (None, result) => result.map_err(|error| {
+            input_error(format!("`{}` (constant `{}`)", site.name, site.value), error)
+        }),
+    }
 }
 
 fn input_error(place: String, error: fastforward_core::Error) -> Error {

@@ -1,6 +1,7 @@
 //! What can go wrong between a graph file and its results.
 
 use std::fmt;
+use std::path::Path;
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -63,7 +64,7 @@ impl Error {
         Self { kind, place: None, problems, source: None }
     }
 
-    pub(crate) fn io(action: &str, path: &std::path::Path, source: std::io::Error) -> Self {
+    pub(crate) fn io(action: &str, path: &Path, source: std::io::Error) -> Self {
         let mut error =
             Self::new(ErrorKind::Io, format!("cannot {action} `{}`: {source}", path.display()));
         error.source = Some(Box::new(source));
@@ -86,6 +87,16 @@ impl Error {
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// The same with each path below the folder `from` as one below `to`.
+    #[must_use]
+    pub(crate) fn moved(mut self, from: &Path, to: &Path) -> Self {
+        let [from, to] = [from, to].map(|path| path.display().to_string());
+        for text in self.problems.iter_mut().chain(&mut self.place) {
+            *text = text.replace(&from, &to);
+        }
         self
     }
 

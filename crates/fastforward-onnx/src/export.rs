@@ -8,6 +8,7 @@ mod summary;
 mod weights;
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 
 use fastforward_core::quantization::Granularity;
@@ -19,14 +20,14 @@ use crate::graph::{Model, Saved, tensor_from_codes, tensor_from_f32};
 use crate::opset;
 use crate::placement::{Grid, PlacedActivation, PlacedConstant, SomeCodes, place};
 use crate::proto::{attribute_int, node};
-use crate::simulate::{Wiring, remove_replaced, wire_activations};
+use crate::simulate::{Wiring, rewired, wire_activations};
 use crate::tree::{Role, Site, Tree};
 
 use layout::Written;
 use pack::Packer;
 pub use storage::Signedness;
 use storage::Storage;
-use store::{Beside, Inline, Store};
+use store::Store;
 pub use summary::{ExportSummary, OpsetChange, SizeChange, WrittenActivation, WrittenConstant};
 pub(crate) use weights::{CONFIG_FILE, export_weights, problem as weights_problem, verify_weights};
 
@@ -87,8 +88,11 @@ impl ExportOptions {
     }
 }
 
-/// Parameters that are written at a time.
-const PIECE: usize = 1 << 16;
+/// The numbers of parameters, those of each piece that is written at a time.
+fn pieces(len: usize) -> impl Iterator<Item = Range<usize>> {
+    const PIECE: usize = 1 << 16;
+    (0..len).step_by(PIECE).map(move |start| start..len.min(start + PIECE))
+}
 
 /// The first operator set that knows codes of this type in this layout, and what needs it.
 fn needed_opset(dtype: DType, per_axis: bool, blocked: bool) -> (i64, &'static str) {
@@ -134,7 +138,7 @@ pub struct Exported {
 /// width or tiles that ONNX cannot express where it stands; `Unsupported` naming each node that cannot be brought to the
 /// operator set that is needed, and what needs it.
 pub fn export(model: &Model, tree: &Tree, options: &ExportOptions) -> Result<Exported> {
-    let exported = write_quantizers(model, tree, options, &mut Inline)?;
+    let exported = write_quantizers(model, tree, options, &mut Store::Inline)?;
     exported.model.check()?;
     Ok(exported)
 }
@@ -154,9 +158,10 @@ pub fn export_to(
     options: &ExportOptions,
     path: &Path,
 ) -> Result<(Saved, ExportSummary)> {
-    let mut beside = Beside { data: model.data_file(path)?, stored: HashSet::new() };
-    let Exported { model, summary } = write_quantizers(model, tree, options, &mut beside)?;
-    let saved = model.save_beside(path, beside.data, &beside.stored)?;
+    let (mut data, mut stored) = (model.data_file(path)?, HashSet::new());
+    let mut store = Store::Beside { data: &mut data, stored: &mut stored };
+    let Exported { model, summary } = write_quantizers(model, tree, options, &mut store)?;
+    let saved = model.save_beside(path, data, &stored)?;
     Ok((saved, summary))
 }
 
@@ -164,7 +169,7 @@ fn write_quantizers(
     model: &Model,
     tree: &Tree,
     options: &ExportOptions,
-    store: &mut dyn Store,
+    store: &mut Store<'_>,
 ) -> Result<Exported> {
     let placement = place(model, tree)?;
     let mut writer = Writer {
@@ -190,9 +195,7 @@ fn write_quantizers(
         return Err(Error::many(ErrorKind::Quantizer, writer.problems));
     }
 
-    let mut written = model.clone();
-    writer.edits.apply(written.graph_mut());
-    remove_replaced(&mut written, &placement);
+    let mut written = rewired(model, writer.edits, &placement);
     let opset = raise_opset(&mut written, &writer.needs)?;
     let summary = ExportSummary {
         size: SizeChange::between(model, &written),
@@ -238,9 +241,9 @@ struct Need {
     site: String,
 }
 
-struct Writer<'o> {
+struct Writer<'o, 's> {
     options: &'o ExportOptions,
-    store: &'o mut dyn Store,
+    store: &'o mut Store<'s>,
     names: Names,
     edits: Edits,
     needs: Vec<Need>,
@@ -249,26 +252,29 @@ struct Writer<'o> {
     problems: Vec<String>,
 }
 
-impl Writer<'_> {
+impl Writer<'_, '_> {
     fn constant(&mut self, placed: &PlacedConstant<'_>) -> Result<()> {
         let coded = placed.coded()?;
         let written = Written::of(&coded);
         let storage = match &placed.grid {
             Grid::Bias { .. } => Storage::bias(),
-            Grid::Quantizer(_) => Storage::of_weight(coded.num_bits, self.options, placed.place())?,
+            Grid::Quantizer(_) => {
+                Storage::of_weight(coded.parameters.num_bits, self.options, placed.place())?
+            }
         };
         let is_blocked = written.block_size != 0;
         self.need(storage.dtype, written.axis.is_some(), is_blocked, placed.place())?;
-        let zero_points = storage.zero_points(&coded.offset, placed.place())?;
-        let zero_points: Vec<i64> = written.spread(&zero_points);
-        let scale: Vec<f32> = written.spread(&coded.scale);
+        let parameters = &*coded.parameters;
+        storage.check_zero_points(parameters, placed.place())?;
         let value = placed.constant.name();
         let [codes_name, scale_name, zero_name, target] =
             ["quantized", "scale", "zero_point", "dequantized"]
                 .map(|what| self.names.fresh(&format!("{value}_{what}")));
         // Zero points of blocks take room, and 0 is what a missing one means. int32 has none.
         let has_zero_point = storage.dtype != DType::I32
-            && (!is_blocked || zero_points.iter().any(|&zero_point| zero_point != 0));
+            && (!is_blocked
+                || (0..parameters.scale.len())
+                    .any(|tile| storage.zero_point(parameters, tile) != 0));
         let codes = self.store.store(&codes_name, storage.dtype, &coded.shape, &mut |put| {
             let mut packer = Packer::new(storage, put);
             placed.write_codes(&coded, &mut |codes| packer.push(codes))?;
@@ -276,20 +282,21 @@ impl Writer<'_> {
         })?;
         let mut tensors = vec![codes];
         tensors.push(self.store.store(&scale_name, DType::F32, &written.shape, &mut |put| {
-            scale.chunks(PIECE).try_for_each(|piece| {
-                put(&piece.iter().flat_map(|scale| scale.to_le_bytes()).collect::<Vec<u8>>())
+            let scale = |at| parameters.scale[written.tile_of(at)];
+            pieces(written.len()).try_for_each(|piece| {
+                put(&piece.flat_map(|at| scale(at).to_le_bytes()).collect::<Vec<u8>>())
             })
         })?);
         let mut inputs = vec![codes_name.as_str(), &scale_name];
         if has_zero_point {
-            // They are in the type's range, which `zero_points` checked.
+            // They are in the type's range, as was checked.
             let plain = Storage { shift: 0, ..storage };
             let (name, shape) = (&zero_name, &written.shape);
             tensors.push(self.store.store(name, storage.dtype, shape, &mut |put| {
                 let mut packer = Packer::new(plain, put);
-                zero_points.chunks(PIECE).try_for_each(|piece| {
-                    let piece: Vec<i32> = piece.iter().map(|&value| value as i32).collect();
-                    packer.push(SomeCodes::I32(&piece))
+                let zero_point = |at| storage.zero_point(parameters, written.tile_of(at)) as i32;
+                pieces(written.len()).try_for_each(|piece| {
+                    packer.push(SomeCodes::I32(&piece.map(zero_point).collect::<Vec<i32>>()))
                 })?;
                 packer.finish()
             })?);
@@ -313,15 +320,15 @@ impl Writer<'_> {
         self.constants.push(WrittenConstant {
             sites: placed.sites.clone(),
             value: value.to_owned(),
-            role: summary::role_name(placed.role),
+            role: placed.role.name(),
             graph: placed.owner.clone(),
             codes: codes_name,
             scale: scale_name,
             zero_point: has_zero_point.then_some(zero_name),
             dequantized: target,
             dtype: storage.dtype.name(),
-            bits: coded.num_bits,
-            scales: scale.len(),
+            bits: parameters.num_bits,
+            scales: written.len(),
             axis: written.axis,
             block_size: written.block_size,
         });
@@ -339,9 +346,9 @@ impl Writer<'_> {
         let parameters = &activation.parameters;
         let storage = Storage::of_activation(parameters.num_bits, self.options, place)?;
         self.need(storage.dtype, activation.axis.is_some(), false, place)?;
-        let offsets: Vec<f32> =
-            (0..parameters.scale.len()).map(|tile| parameters.rounded_offset(tile)).collect();
-        let zero_points = storage.zero_points(&offsets, place)?;
+        storage.check_zero_points(parameters, place)?;
+        let zero_points: Vec<i64> =
+            (0..parameters.scale.len()).map(|tile| storage.zero_point(parameters, tile)).collect();
         let shape: &[usize] =
             if activation.axis.is_some() { &[parameters.scale.len()] } else { &[] };
 
@@ -432,7 +439,7 @@ impl Writer<'_> {
     }
 }
 
-impl Wiring for Writer<'_> {
+impl Wiring for Writer<'_, '_> {
     fn quantize(
         &mut self,
         activation: &PlacedActivation,

@@ -27,7 +27,7 @@ mod weights;
 pub(crate) use check::describe as check_describe;
 pub(crate) use constant::constants_of;
 pub(crate) use index::{captured_names, defined_names};
-pub(crate) use save::{DataFile, data_path};
+pub(crate) use save::{DataFile, Fill, data_path, filled_tensor};
 pub(crate) use stored::Stored;
 pub(crate) use weights::dtype_name;
 
@@ -124,8 +124,14 @@ impl Model {
     pub fn from_bytes(bytes: impl Into<Bytes>, folder: Option<&Path>) -> Result<Self> {
         let bytes = bytes.into();
         let size = bytes.len();
+        // The length of a header that is JSON.
+        let is_weights = bytes.get(4..9).is_some_and(|some| some == b"\0\0\0\0{");
         let proto = ModelProto::decode(bytes).map_err(|error| {
-            Error::new(ErrorKind::Malformed, format!("not an ONNX file, or cut short: {error}"))
+            let text = match is_weights {
+                true => "not an ONNX file; it begins as safetensors do, whose names end with `.safetensors`".to_owned(),
+                false => format!("not an ONNX file, or cut short: {error}"),
+            };
+            Error::new(ErrorKind::Malformed, text)
                 .caused_by(error)
         })?;
         // Every byte of a canonical encoding is accounted for by a known field.

@@ -7,6 +7,7 @@ mod grid;
 use std::sync::Arc;
 
 use fastforward_core::quantization::affine::{AffineParameters, SavedQuantizer};
+use fastforward_core::quantization::quantizer::RangeSettable;
 use fastforward_core::quantization::{Granularity, Quantizer};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -124,7 +125,11 @@ struct Placer<'m> {
 impl<'m> Placer<'m> {
     fn constant(&mut self, site: &Site) {
         let quantizer = site.slot.quantizer();
-        if quantizer.as_range_settable().is_some_and(|one| one.quantization_range().is_none()) {
+        // The grid is there at once; a range is computed for all tiles.
+        let lacks_range = |one: &dyn RangeSettable| one.quantization_range().is_none();
+        if quantizer.static_grid().is_none()
+            && quantizer.as_range_settable().is_some_and(lacks_range)
+        {
             self.problems.push(unset(site, &*quantizer));
             return;
         }

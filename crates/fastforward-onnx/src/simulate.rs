@@ -115,17 +115,18 @@ pub fn simulate(model: &Model, tree: &Tree, options: &SimulateOptions) -> Result
     if !builder.problems.is_empty() {
         return Err(Error::many(ErrorKind::Quantizer, builder.problems));
     }
-    let mut working = model.clone();
-    builder.edits.apply(working.graph_mut());
-    remove_replaced(&mut working, &placement);
+    let working = rewired(model, builder.edits, &placement);
     Ok(Simulated { model: working, activations, biases: placement.biases })
 }
 
-/// Removes the constants that only quantized readers had.
-pub(crate) fn remove_replaced(model: &mut Model, placement: &Placement<'_>) {
+/// A copy of the model with edits, without the constants that only quantized readers had.
+pub(crate) fn rewired(model: &Model, edits: Edits, placement: &Placement<'_>) -> Model {
+    let mut model = model.clone();
+    edits.apply(model.graph_mut());
     let names: HashSet<String> =
         placement.constants.iter().map(|one| one.constant.name().to_owned()).collect();
     for_each_graph(model.graph_mut(), &mut |graph| remove_unused_constants(graph, &names));
+    model
 }
 
 fn for_each_graph(graph: &mut GraphProto, visit: &mut dyn FnMut(&mut GraphProto)) {

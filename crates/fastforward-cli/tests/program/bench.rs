@@ -59,9 +59,22 @@ impl Bench {
         command.current_dir(self.0.path()).args(args).output().unwrap()
     }
 
-    /// The command line, what it printed on both streams, and its exit code.
+    /// What the program printed on both streams, and its exit code.
     pub(crate) fn transcript(&self, args: &[&str]) -> String {
-        let output = self.run(args);
+        Self::told(&self.run(args))
+    }
+
+    /// The transcript of a run in which no file can get larger than `half_kilobytes`, as on a disk that is full.
+    #[cfg(unix)]
+    pub(crate) fn transcript_with_room(&self, half_kilobytes: usize, args: &[&str]) -> String {
+        // Without the trap a signal would end the program where a full disk gives an error.
+        let script = format!("trap '' XFSZ; ulimit -f {half_kilobytes}; exec \"$0\" \"$@\"");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script]).arg(assert_cmd::cargo::cargo_bin("fastforward"));
+        Self::told(&command.args(args).current_dir(self.0.path()).output().unwrap())
+    }
+
+    fn told(output: &Output) -> String {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         // The one line that tells of time.
         let stderr: String = text(&output.stderr)

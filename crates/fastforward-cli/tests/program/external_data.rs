@@ -9,7 +9,7 @@ use fastforward_onnx::proto::{StringStringEntryProto, tensor_proto};
 use crate::bench::{Bench, examples};
 
 /// The digits example, its weights in `file` beside it, and the configurations for weights only, per channel and in blocks.
-fn bench(file: &str) -> Bench {
+pub(crate) fn bench(file: &str) -> Bench {
     let bench = Bench::new();
     let mut model = Model::load(&bench.path("digits_cnn.onnx")).unwrap();
     let mut data: Vec<u8> = vec![0xaa; 24];

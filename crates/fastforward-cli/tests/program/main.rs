@@ -2,10 +2,13 @@
 
 mod algorithms;
 mod bench;
+#[cfg(unix)]
+mod disk_full;
 mod external_data;
 mod files;
 #[cfg(target_os = "linux")]
 mod memory;
+mod pack_quantized;
 mod rules;
 mod sensitivity;
 mod transcripts;

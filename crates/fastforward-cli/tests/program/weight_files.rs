@@ -19,7 +19,7 @@ quantizer = { type = \"linear\", num_bits = 4, symmetric = true, granularity = {
 range = { estimator = \"running_minmax\" }
 ";
 
-const QUANTIZE: [&str; 6] =
+pub(crate) const QUANTIZE: [&str; 6] =
     ["quantize", "model.safetensors", "--config", "rules.toml", "--out", "out"];
 
 /// Numbers that an element of 16 bits holds as well.
@@ -37,7 +37,7 @@ fn bytes(dtype: Dtype, len: usize) -> Vec<u8> {
 }
 
 /// A model of an embedding, two layers and a normalization, in a file of its own or in two with an index.
-fn bench(sharded: bool) -> Bench {
+pub(crate) fn bench(sharded: bool) -> Bench {
     let bench = Bench::new();
     let tensors: [(&str, Dtype, &[usize]); 7] = [
         ("model.embed_tokens.weight", Dtype::F32, &[11, 16]),
@@ -318,4 +318,105 @@ fn the_file_that_is_read_is_not_replaced() {
     let transcript = bench.transcript(&args);
     assert!(transcript.contains("`./model.safetensors` is read by this job"), "{transcript}");
     assert!(transcript.ends_with("-- exit 2\n"), "{transcript}");
+}
+
+/// A file of one tensor.
+fn write_one(bench: &Bench, file: &str, name: &str, dtype: Dtype, shape: &[usize], data: &[u8]) {
+    let view = TensorView::new(dtype, shape.to_vec(), data).unwrap();
+    bench.write(file, serialize([(name, view)], None).unwrap());
+}
+
+/// The transcript of quantizing `model.safetensors`, which is to fail.
+#[track_caller]
+fn check_refused(bench: &Bench, file: &str, expected: &str) {
+    let before = bench.contents("");
+    let mut args = QUANTIZE;
+    args[1] = file;
+    assert_eq!(bench.transcript(&args), format!("-- stderr\n{expected}"));
+    assert!(bench.contents("") == before);
+    assert!(!bench.path("out").exists());
+}
+
+#[test]
+fn data_of_no_tensor_is_an_error() {
+    let bench = bench(false);
+    let mut bytes = fs::read(bench.path("model.safetensors")).unwrap();
+    bytes.extend([0; 5]);
+    bench.write("model.safetensors", &bytes);
+    check_refused(
+        &bench,
+        "model.safetensors",
+        "error: in `./model.safetensors`: bytes 2368 to 2373 of its data belong to no tensor\n-- exit 2\n",
+    );
+}
+
+#[test]
+fn an_index_that_names_a_tensor_of_another_file_is_an_error() {
+    let bench = bench(true);
+    let index = fs::read_to_string(bench.path("model.safetensors.index.json")).unwrap();
+    let index = index
+        .replace("\"model.norm.weight\":\"two", "\"model.norm.weight\":\"one")
+        .replace("\"positions\"", "\"position\"");
+    bench.write("model.safetensors.index.json", index);
+    check_refused(
+        &bench,
+        "model.safetensors.index.json",
+        "\
+error: in `model.safetensors.index.json`: 2 problems
+  tensor `model.norm.weight` is not in `one.safetensors`, where it should be
+  tensor `position` is not in `two.safetensors`, where it should be
+-- exit 2
+",
+    );
+}
+
+#[test]
+fn values_without_a_range_are_named_once() {
+    let bench = bench(false);
+    let mut data = bytes(Dtype::F32, 32);
+    data[4 * 11..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    write_one(&bench, "model.safetensors", "a.weight", Dtype::F32, &[4, 8], &data);
+    check_refused(
+        &bench,
+        "model.safetensors",
+        "error: `a.weight_quantizer` (constant `a.weight`): 1 of 32 values are NaN, at [1, 3] in data of shape [4, 8]\n\
+         -- exit 2\n",
+    );
+}
+
+#[test]
+fn files_without_floats_are_refused_with_what_they_hold() {
+    let bench = bench(false);
+    for (name, dtype, expected) in [
+        (
+            "a.weight",
+            Dtype::I8,
+            "  `model.safetensors` holds no weight in float16, bfloat16, float32 or float64; its tensors are: 1 of int8\n",
+        ),
+        (
+            "a.weight_packed",
+            Dtype::I8,
+            "  `model.safetensors` holds codes already: `a.weight_packed`\n",
+        ),
+    ] {
+        write_one(&bench, "model.safetensors", name, dtype, &[4, 8], &[0; 32]);
+        let transcript = bench.transcript(&QUANTIZE);
+        assert!(
+            transcript.starts_with("-- stderr\nerror: 2 problems\n  rule `linear`"),
+            "{transcript}"
+        );
+        assert!(transcript.ends_with(&format!("{expected}-- exit 3\n")), "{transcript}");
+    }
+}
+
+#[test]
+fn weights_under_another_name_are_recognized() {
+    let bench = bench(false);
+    fs::rename(bench.path("model.safetensors"), bench.path("model.bin")).unwrap();
+    check_refused(
+        &bench,
+        "model.bin",
+        "error: in `model.bin`: not an ONNX file; it begins as safetensors do, whose names end with `.safetensors`\n\
+         -- exit 2\n",
+    );
 }

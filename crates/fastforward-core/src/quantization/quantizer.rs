@@ -58,6 +58,12 @@ pub trait Quantizer: Any + fmt::Debug + fmt::Display + Send + Sync {
         Ok(None)
     }
 
+    /// The grid on which [`quantize`](Quantizer::quantize) puts whatever data it is given, without a copy of the parameters.
+    /// `None` where that depends on the data, before a range is set, and for a quantizer that is not affine or does not say.
+    fn static_grid(&self) -> Option<AffineGrid> {
+        None
+    }
+
     /// The bits of one code, `None` for a stub.
     fn num_bits(&self) -> Option<u32> {
         None

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 
 use ff_kernels::{Tiling, min_max};
 use serde::Serialize;
@@ -104,6 +105,20 @@ pub trait RangeEstimator: Any + fmt::Debug + Send {
         Ok(estimator.range())
     }
 
+    /// [`range_of_whole`](RangeEstimator::range_of_whole) of data that is not in memory yet.
+    ///
+    /// An estimator overrides this where it need not hold all of the data at a time.
+    ///
+    /// # Errors
+    /// As [`observe`](RangeEstimator::observe), and what goes wrong while reading.
+    fn range_of_unread(
+        &self,
+        mut x: Unread<'_>,
+        quantizer: &dyn RangeSettable,
+    ) -> Result<Option<TileRanges>, Error> {
+        self.range_of_whole(x.whole()?, quantizer)
+    }
+
     /// Starts from a range that the quantizer has already, before the first batch.
     ///
     /// # Errors
@@ -202,6 +217,47 @@ pub(super) fn check_tiles(before: usize, found: usize) -> Result<(), Error> {
         ErrorKind::Granularity,
         format!("data has {found} tiles where the range has {before}; every batch needs the same"),
     ))
+}
+
+/// Fills a slice with the elements from a number on.
+pub type ReadElements<'a> = dyn FnMut(usize, &mut [f32]) -> Result<(), Error> + 'a;
+
+/// Data that is not in memory yet, such as a weight in a file.
+pub struct Unread<'a> {
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// Fills a slice with the elements from a number on, in row-major order.
+    pub read: &'a mut ReadElements<'a>,
+    /// Room for as many elements as the data has, or more.
+    pub buffer: &'a mut [f32],
+}
+
+impl Unread<'_> {
+    /// All of the data.
+    ///
+    /// # Errors
+    /// What goes wrong while reading; [`ErrorKind::InvalidData`] when the buffer is too small.
+    pub fn whole(&mut self) -> Result<ArrayView<'_>, Error> {
+        let shape = self.shape;
+        ArrayView::new(self.read(0..shape.iter().product())?, shape)
+    }
+
+    /// Some elements.
+    pub(super) fn read(&mut self, elements: Range<usize>) -> Result<&[f32], Error> {
+        let room = self.buffer.len();
+        let some = self.buffer.get_mut(..elements.len()).ok_or_else(|| {
+            let text = format!("a buffer of {room} elements cannot hold {}", elements.len());
+            Error::new(ErrorKind::InvalidData, text)
+        })?;
+        (self.read)(elements.start, some)?;
+        Ok(some)
+    }
+}
+
+impl fmt::Debug for Unread<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unread").field("shape", &self.shape).finish_non_exhaustive()
+    }
 }
 
 /// The minimum and maximum of each tile of `x`.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::estimate::SlotEstimate;
-use super::estimator::{RangeEstimator, TileRanges};
+use super::estimator::{RangeEstimator, TileRanges, Unread};
 use crate::module::SlotEntry;
 use crate::quantization::quantizer::{Quantizer, RangeSettable};
 use crate::{ArrayView, Error, ErrorKind};
@@ -152,26 +152,28 @@ impl RangeObserver {
         if self.options.update.updates_at(step) { self.write_range() } else { Ok(()) }
     }
 
-    /// Sets the range of data that is there as a whole, such as a weight, and says what was seen: what a new observer says
+    /// Sets the range of data that there is no more of, such as a weight, and says what was seen: what a new observer says
     /// that [observes](RangeObserver::observe) it and [finishes](RangeObserver::finish), in less memory.
     ///
     /// # Errors
-    /// As [`observe`](RangeObserver::observe).
-    pub fn observe_whole(&mut self, x: ArrayView<'_>) -> Result<SlotEstimate, Error> {
+    /// As [`observe`](RangeObserver::observe), and what goes wrong while reading. The message does not name the slot: who
+    /// reads knows where.
+    pub fn observe_unread(&mut self, x: Unread<'_>) -> Result<SlotEstimate, Error> {
+        let elements = x.shape.iter().map(|&size| size as u64).product();
         let range = settable(&*self.quantizer).and_then(|quantizer| {
-            let range = self.estimator.range_of_whole(x, quantizer)?;
+            let range = self.estimator.range_of_unread(x, quantizer)?;
             if let Some(TileRanges { min, max }) = &range {
                 quantizer.set_quantization_range(min, max)?;
             }
             Ok(range)
         });
-        let range = range.map_err(|error| error.at(format_args!("`{}`, batch 1", self.name())))?;
+        let range = range?;
         self.has_range = range.is_some();
         Ok(SlotEstimate {
             names: self.entry.names.clone(),
             estimator: self.estimator.name().to_owned(),
             batches: 1,
-            elements: x.len() as u64,
+            elements,
             range,
         })
     }

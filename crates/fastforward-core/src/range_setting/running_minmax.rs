@@ -1,6 +1,8 @@
 //! The smallest and largest value of all batches.
 
-use super::estimator::{RangeEstimator, TileRanges, bad_values, tile_ranges};
+use super::estimator::{RangeEstimator, TileRanges, Unread, bad_values, tile_ranges};
+use crate::quantization::Granularity;
+use crate::quantization::affine::parts;
 use crate::quantization::quantizer::RangeSettable;
 use crate::{ArrayView, Error};
 
@@ -15,6 +17,9 @@ use crate::{ArrayView, Error};
 pub struct RunningMinMax {
     range: Option<TileRanges>,
 }
+
+/// Elements that are read at a time.
+const ELEMENTS_TOGETHER: usize = 1 << 21;
 
 impl RunningMinMax {
     /// An estimator that has seen nothing.
@@ -67,6 +72,34 @@ impl RangeEstimator for RunningMinMax {
         Ok(estimator.range)
     }
 
+    /// Reads some megabytes at a time.
+    fn range_of_unread(
+        &self,
+        mut x: Unread<'_>,
+        quantizer: &dyn RangeSettable,
+    ) -> Result<Option<TileRanges>, Error> {
+        let tile = quantizer.granularity().tile_shape(x.shape)?;
+        let tiles = x.shape.iter().zip(&tile).map(|(size, tile)| size / (*tile).max(1)).product();
+        let mut range =
+            TileRanges { min: vec![f32::INFINITY; tiles], max: vec![f32::NEG_INFINITY; tiles] };
+        let parts = parts(x.shape, &tile, ELEMENTS_TOGETHER);
+        let has_data = !parts.is_empty();
+        for part in parts {
+            let some = ArrayView::new(x.read(part.elements)?, &part.shape)?;
+            match tile_ranges(some, &Granularity::per_tile(&part.tile)) {
+                Ok(found) if found.is_finite() => {
+                    let (min, max) =
+                        (&mut range.min[part.tiles.clone()], &mut range.max[part.tiles]);
+                    min.iter_mut().zip(found.min).for_each(|(min, found)| *min = min.min(found));
+                    max.iter_mut().zip(found.max).for_each(|(max, found)| *max = max.max(found));
+                }
+                // The error for all of the data, with positions in it.
+                _ => return self.range_of_whole(x.whole()?, quantizer),
+            }
+        }
+        if has_data { Ok(Some(range)) } else { self.range_of_whole(x.whole()?, quantizer) }
+    }
+
     fn start_from(&mut self, range: TileRanges) -> Result<(), Error> {
         self.widen(range)
     }
@@ -87,7 +120,7 @@ impl RangeEstimator for RunningMinMax {
 mod tests {
     use super::*;
     use crate::ErrorKind;
-    use crate::quantization::{Granularity, LinearQuantizer, LinearQuantizerConfig};
+    use crate::quantization::{LinearQuantizer, LinearQuantizerConfig};
 
     fn quantizer(granularity: Granularity) -> LinearQuantizer {
         LinearQuantizer::new(LinearQuantizerConfig::new(8).with_granularity(granularity)).unwrap()
@@ -123,6 +156,47 @@ mod tests {
         // All zero, all equal: a range of one point.
         check(Granularity::PerTensor, &[([0.0; 4], [2, 2])], &[0.0], &[0.0]);
         check(Granularity::PerTensor, &[([2.5; 4], [2, 2])], &[2.5], &[2.5]);
+    }
+
+    #[test]
+    fn data_that_is_read_in_parts_has_the_range_of_the_whole() {
+        // More rows than are read at a time, and rows that are longer.
+        for (shape, granularity) in [
+            (vec![ELEMENTS_TOGETHER / 100 + 3, 150], Granularity::per_channel(0)),
+            (vec![ELEMENTS_TOGETHER / 100 + 3, 150], Granularity::per_channel(1)),
+            (vec![ELEMENTS_TOGETHER / 100 + 3, 150], Granularity::per_block(&[1], &[50], &[0])),
+            (vec![3, ELEMENTS_TOGETHER + 8], Granularity::per_block(&[1], &[4], &[0])),
+            (vec![3, ELEMENTS_TOGETHER + 8], Granularity::PerTensor),
+            (vec![], Granularity::PerTensor),
+        ] {
+            let len: usize = shape.iter().product();
+            let mut data: Vec<f32> = (0..len).map(|at| (at * 7919 % 20_011) as f32 - 9e3).collect();
+            let quantizer = quantizer(granularity);
+            let of_unread = |data: &[f32]| {
+                let mut read = |first: usize, out: &mut [f32]| {
+                    out.copy_from_slice(&data[first..first + out.len()]);
+                    Ok(())
+                };
+                let mut buffer = vec![0.0; len];
+                let x = Unread { shape: &shape, read: &mut read, buffer: &mut buffer };
+                RunningMinMax::new().range_of_unread(x, &quantizer)
+            };
+            let of_whole = |data: &[f32]| {
+                let view = ArrayView::new(data, &shape).unwrap();
+                RunningMinMax::new().range_of_whole(view, &quantizer)
+            };
+            assert_eq!(of_unread(&data).unwrap(), of_whole(&data).unwrap(), "{shape:?}");
+            data[len - 1] = f32::NAN;
+            let error = of_unread(&data).unwrap_err().to_string();
+            assert_eq!(error, of_whole(&data).unwrap_err().to_string());
+        }
+        let x = Unread { shape: &[2, 0], read: &mut |_, _| Ok(()), buffer: &mut [] };
+        let error = RunningMinMax::new().range_of_unread(x, &quantizer(Granularity::PerTensor));
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidData);
+        let mut read = |_: usize, _: &mut [f32]| Err(Error::new(ErrorKind::Io, "unplugged"));
+        let x = Unread { shape: &[2], read: &mut read, buffer: &mut [0.0; 2] };
+        let error = RunningMinMax::new().range_of_unread(x, &quantizer(Granularity::PerTensor));
+        assert_eq!(error.unwrap_err().to_string(), "unplugged");
     }
 
     #[test]

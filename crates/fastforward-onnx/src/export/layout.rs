@@ -14,8 +14,19 @@ pub(super) struct Written {
     pub(super) axis: Option<usize>,
     /// 0 unless blocked.
     pub(super) block_size: usize,
-    /// For each scale that is written, the tile it belongs to.
-    tiles: Vec<usize>,
+    /// How often tiles repeat along each axis of `shape`; empty where each scale is that of the tile of its number.
+    repeats: Vec<Repeat>,
+}
+
+/// One axis of the written scales.
+#[derive(Debug, PartialEq, Eq)]
+struct Repeat {
+    /// Scales along the axis.
+    scales: usize,
+    /// Neighbours of the same tile.
+    times: usize,
+    /// Tiles from one index to the next, in row-major order of the grid of tiles.
+    stride: usize,
 }
 
 impl Written {
@@ -24,14 +35,14 @@ impl Written {
         let split: Vec<usize> =
             (0..shape.len()).filter(|&axis| tile[axis] != shape[axis]).collect();
         match split.as_slice() {
-            _ if coded.scale.len() == 1 => {
-                Self { shape: vec![], axis: None, block_size: 0, tiles: vec![0] }
+            _ if coded.parameters.scale.len() == 1 => {
+                Self { shape: vec![], axis: None, block_size: 0, repeats: Vec::new() }
             }
             &[axis] if tile[axis] == 1 => Self {
                 shape: vec![shape[axis]],
                 axis: Some(axis),
                 block_size: 0,
-                tiles: (0..shape[axis]).collect(),
+                repeats: Vec::new(),
             },
             _ => Self::blocked(shape, tile),
         }
@@ -41,31 +52,44 @@ impl Written {
         let axis = (0..tile.len()).max_by_key(|&axis| tile[axis]).unwrap_or(0);
         let mut scales = shape.to_vec();
         scales[axis] = shape[axis] / tile[axis].max(1);
-        // The index of a scale in `scales`, turned into the index of its tile in the grid of tiles.
-        let count: usize = scales.iter().product();
-        let tiles = (0..count).map(|mut at| {
-            let (mut index, mut stride) = (0, 1);
-            for dim in (0..shape.len()).rev() {
-                let position = at % scales[dim];
-                at /= scales[dim];
-                let block = if dim == axis { position } else { position / tile[dim] };
-                index += block * stride;
-                stride *= shape[dim] / tile[dim];
-            }
-            index
-        });
-        let tiles = tiles.collect();
-        Self { shape: scales, axis: Some(axis), block_size: tile[axis], tiles }
+        let mut repeats = Vec::with_capacity(shape.len());
+        let mut stride = 1;
+        for dim in (0..shape.len()).rev() {
+            let times = if dim == axis { 1 } else { tile[dim] };
+            repeats.push(Repeat { scales: scales[dim], times, stride });
+            stride *= shape[dim] / tile[dim];
+        }
+        if repeats.iter().all(|axis| axis.times == 1) {
+            repeats.clear();
+        }
+        repeats.reverse();
+        Self { shape: scales, axis: Some(axis), block_size: tile[axis], repeats }
     }
 
-    /// One value per tile, repeated to one per written scale.
-    pub(super) fn spread<T: Copy>(&self, per_tile: &[T]) -> Vec<T> {
-        self.tiles.iter().map(|&tile| per_tile[tile]).collect()
+    /// How many scales are written.
+    pub(super) fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The tile that the written scale of this number belongs to.
+    pub(super) fn tile_of(&self, mut scale: usize) -> usize {
+        if self.repeats.is_empty() {
+            return scale;
+        }
+        self.repeats.iter().rev().fold(0, |tile, axis| {
+            let position = scale % axis.scales;
+            scale /= axis.scales;
+            tile + position / axis.times * axis.stride
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use fastforward_core::quantization::affine::AffineParameters;
+
     use super::*;
     use crate::placement::CodesOf;
 
@@ -75,9 +99,12 @@ mod tests {
             shape: shape.to_vec(),
             tile: tile.to_vec(),
             codes: CodesOf::Whole(Vec::new()),
-            num_bits: 4,
-            scale: (0..tiles).map(|at| at as f32).collect(),
-            offset: vec![0.0; tiles],
+            parameters: Arc::new(AffineParameters {
+                num_bits: 4,
+                narrow_range: false,
+                scale: vec![1.0; tiles],
+                offset: None,
+            }),
         }
     }
 
@@ -87,7 +114,6 @@ mod tests {
         let coded = coded(shape, tile);
         let written = Written::of(&coded);
         assert_eq!((written.shape.as_slice(), written.axis, written.block_size), expected);
-        let scale = written.spread(&coded.scale);
         let layout = crate::qdq::Layout::new(
             shape,
             &written.shape,
@@ -102,7 +128,7 @@ mod tests {
                 rest /= shape[dim];
                 stride *= shape[dim] / tile[dim];
             }
-            assert_eq!(scale[layout.scale_of(at)], index as f32, "element {at}");
+            assert_eq!(written.tile_of(layout.scale_of(at)), index, "element {at}");
         }
     }
 

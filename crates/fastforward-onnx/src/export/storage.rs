@@ -1,5 +1,6 @@
 //! The integer types in which codes are stored.
 
+use fastforward_core::quantization::affine::AffineParameters;
 use serde::{Deserialize, Serialize};
 
 use super::ExportOptions;
@@ -80,22 +81,32 @@ impl Storage {
         Self { dtype, shift }
     }
 
-    /// `-round(offset)` in the stored codes.
-    pub(super) fn zero_points(&self, offset: &[f32], place: &str) -> Result<Vec<i64>> {
+    /// `-round(offset)` of a tile, in the stored codes.
+    pub(super) fn zero_point(&self, parameters: &AffineParameters, tile: usize) -> i64 {
+        self.shift.saturating_sub(parameters.rounded_offset(tile) as i64)
+    }
+
+    /// Fails unless the type holds the zero points of all tiles.
+    pub(super) fn check_zero_points(
+        &self,
+        parameters: &AffineParameters,
+        place: &str,
+    ) -> Result<()> {
         let (low, high) = self.dtype.int_range().unwrap_or((0, 0));
-        let zero_points: Vec<i64> =
-            offset.iter().map(|&offset| self.shift.saturating_sub(offset as i64)).collect();
-        match zero_points.iter().position(|zero_point| !(low..=high).contains(zero_point)) {
-            None => Ok(zero_points),
-            Some(at) => Err(Error::new(
-                ErrorKind::Quantizer,
-                format!(
-                    "`{place}`: offset {} needs the zero point {}, outside {} ({low} to {high}), because \
-                     its range does not contain zero; set `zero_in_range = true`",
-                    offset[at], zero_points[at], self.dtype
-                ),
-            )),
-        }
+        let mut tiles = 0..parameters.scale.len();
+        let outside =
+            tiles.find(|&tile| !(low..=high).contains(&self.zero_point(parameters, tile)));
+        let Some(tile) = outside else { return Ok(()) };
+        Err(Error::new(
+            ErrorKind::Quantizer,
+            format!(
+                "`{place}`: offset {} needs the zero point {}, outside {} ({low} to {high}), because its range does not \
+                 contain zero; set `zero_in_range = true`",
+                parameters.rounded_offset(tile),
+                self.zero_point(parameters, tile),
+                self.dtype
+            ),
+        ))
     }
 }
 
@@ -130,8 +141,18 @@ mod tests {
     #[test]
     fn a_zero_point_that_does_not_fit_is_an_error_with_the_fix() {
         let storage = Storage::new(8, Signedness::Unsigned);
-        assert_eq!(storage.zero_points(&[128.0, -127.0, 3.0], "x").unwrap(), [0, 255, 125]);
-        let error = storage.zero_points(&[0.0, 383.0], "conv.output_quantizer").unwrap_err();
+        let parameters = |offset: &[f32]| AffineParameters {
+            num_bits: 8,
+            narrow_range: false,
+            scale: vec![1.0; offset.len()],
+            offset: Some(offset.to_vec()),
+        };
+        let fit = parameters(&[128.0, -127.0, 3.0]);
+        storage.check_zero_points(&fit, "x").unwrap();
+        assert_eq!([0, 1, 2].map(|tile| storage.zero_point(&fit, tile)), [0, 255, 125]);
+        let error = storage
+            .check_zero_points(&parameters(&[0.0, 383.0]), "conv.output_quantizer")
+            .unwrap_err();
         assert_eq!(
             error.to_string(),
             "`conv.output_quantizer`: offset 383 needs the zero point -255, outside uint8 (0 to 255), because its \

@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 use crate::graph::Model;
 use crate::placement::BiasOutcome;
 use crate::proto::Message;
-use crate::tree::{NestedGraph, Role};
+use crate::tree::NestedGraph;
 
 /// What was written where, and why.
 #[derive(Clone, Debug, Serialize)]
@@ -122,14 +122,6 @@ impl SizeChange {
 fn constant_bytes(model: &Model) -> u64 {
     let infos = model.all_constants().filter_map(|constant| constant.info().ok());
     infos.map(|info| info.size_bytes as u64).sum()
-}
-
-pub(super) fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Weight => "weight",
-        Role::Bias => "bias",
-        _ => "constant",
-    }
 }
 
 fn as_text<S: Serializer>(path: &[NestedGraph], serializer: S) -> Result<S::Ok, S::Error> {

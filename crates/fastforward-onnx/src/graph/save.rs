@@ -1,13 +1,11 @@
 //! Writing a model whole, with its external data.
 
 use std::collections::{BTreeSet, HashSet};
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use fastforward_core::files::{CopyError, ReadAt};
+use fastforward_core::files::{CopyError, FileRange, NewFile, ReadAt, write_whole};
 use prost::Message;
 
 use super::Model;
@@ -71,10 +69,12 @@ impl Model {
         };
         let data_path = path.with_file_name(&plan.file_name);
         self.refuse_to_replace(&data_path)?;
-        let mut data = DataFile { file: NewFile::create(&data_path)?, name: plan.file_name };
+        let mut data = DataFile::create(&data_path, plan.file_name)?;
         match plan.layout {
             Layout::Copy(source) => {
-                data.file.copy(&source)?;
+                let len = source.metadata().map_err(|e| Error::io("read", &source, e))?.len();
+                let source = FileRange::open(&source, 0, len).map_err(io_error)?;
+                data.copy(&source, ErrorKind::Io)?;
                 save_with(self.proto(), path, data)
             }
             Layout::Rewrite { min_bytes } => {
@@ -110,8 +110,7 @@ impl Model {
             true => Ok(()),
             false => data.take_in(tensor, min_bytes, folder.as_deref()),
         })?;
-        let (data_path, data_bytes) = (data.file.target.clone(), data.file.written);
-        data.file.finish()?;
+        let (data_path, data_bytes) = data.finish()?;
         check::check_model(self.proto(), Some(path.parent().unwrap_or(Path::new(""))))?;
         let saved = save_graph(self.proto(), path)?;
         Ok(Saved { data: Some(data_path), size_bytes: saved.size_bytes + data_bytes, ..saved })
@@ -126,7 +125,7 @@ impl Model {
         self.refuse_to_replace(path)?;
         self.refuse_to_replace(&target)?;
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(DataFile { file: NewFile::create(&target)?, name })
+        DataFile::create(&target, name)
     }
 
     /// Decides where external data goes; `None` where there is none.
@@ -188,23 +187,35 @@ pub(crate) fn data_path(path: &Path) -> PathBuf {
 
 fn save_graph(proto: &ModelProto, path: &Path) -> Result<Saved> {
     let bytes = proto.encode_to_vec();
-    let mut file = NewFile::create(path)?;
-    file.put(&bytes)?;
-    file.finish()?;
+    write_whole(path, |file| file.write_all(&bytes)).map_err(io_error)?;
     Ok(Saved { model: path.to_owned(), data: None, size_bytes: bytes.len() as u64 })
 }
 
 /// The data first: a model that is there has its data.
 fn save_with(proto: &ModelProto, path: &Path, data: DataFile) -> Result<Saved> {
-    let data_path = data.file.target.clone();
-    let data_bytes = data.file.written;
-    data.file.finish()?;
+    let (data_path, data_bytes) = data.finish()?;
     let saved = save_graph(proto, path)?;
     Ok(Saved { data: Some(data_path), size_bytes: saved.size_bytes + data_bytes, ..saved })
 }
 
 /// Hands the bytes of a tensor over, part by part.
 pub(crate) type Fill<'a> = dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a;
+
+/// A tensor that holds what `fill` writes.
+pub(crate) fn filled_tensor(
+    name: &str,
+    dtype: DType,
+    shape: &[usize],
+    fill: &mut Fill<'_>,
+) -> Result<TensorProto> {
+    let size_bytes = n_elements(shape).and_then(|count| dtype.size_bytes(count));
+    let mut bytes = Vec::with_capacity(size_bytes.unwrap_or(0));
+    fill(&mut |some| {
+        bytes.extend_from_slice(some);
+        Ok(())
+    })?;
+    Ok(raw_tensor(name, dtype, shape, bytes.into()))
+}
 
 /// A data file that is being written.
 pub(crate) struct DataFile {
@@ -213,6 +224,37 @@ pub(crate) struct DataFile {
 }
 
 impl DataFile {
+    fn create(target: &Path, name: String) -> Result<Self> {
+        Ok(Self { file: NewFile::create(target).map_err(io_error)?, name })
+    }
+
+    /// Puts the file in its place, and gives its path and length.
+    fn finish(self) -> Result<(PathBuf, u64)> {
+        let path = self.file.target().to_owned();
+        Ok((path, self.file.finish().map_err(io_error)?))
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|error| io_error(self.file.failed(error)))
+    }
+
+    /// Fills with zeros up to where a tensor of `size_bytes` begins, and returns the position.
+    fn begin(&mut self, size_bytes: usize) -> Result<u64> {
+        let offset = self.file.written().next_multiple_of(ALIGNMENT);
+        self.file.will_take(offset + size_bytes as u64);
+        self.put(&vec![0; (offset - self.file.written()) as usize])?;
+        Ok(offset)
+    }
+
+    /// Appends bytes that are read piece by piece; what goes wrong with them is of the kind `unreadable`.
+    fn copy(&mut self, source: &impl ReadAt, unreadable: ErrorKind) -> Result<()> {
+        self.file.will_take(self.file.written() + source.len());
+        source.copy_to(&mut self.file).map_err(|error| match error {
+            CopyError::Read(error) => Error::new(unreadable, error.to_string()).caused_by(error),
+            CopyError::Write(error) => io_error(self.file.failed(error)),
+        })
+    }
+
     /// Appends what `fill` writes and gives a tensor that refers to it, or one that holds it where it is small.
     pub(crate) fn store(
         &mut self,
@@ -223,17 +265,12 @@ impl DataFile {
     ) -> Result<TensorProto> {
         let size_bytes = n_elements(shape).and_then(|count| dtype.size_bytes(count)).unwrap_or(0);
         if size_bytes < MIN_EXTERNAL_BYTES {
-            let mut bytes = Vec::with_capacity(size_bytes);
-            fill(&mut |some| {
-                bytes.extend_from_slice(some);
-                Ok(())
-            })?;
-            return Ok(raw_tensor(name, dtype, shape, bytes.into()));
+            return filled_tensor(name, dtype, shape, fill);
         }
         let mut tensor = raw_tensor(name, dtype, shape, Bytes::new());
-        let offset = self.file.pad_to(ALIGNMENT)?;
-        fill(&mut |bytes| self.file.put(bytes))?;
-        external::refer(&mut tensor, &self.name, offset, self.file.written - offset);
+        let offset = self.begin(size_bytes)?;
+        fill(&mut |bytes| self.put(bytes))?;
+        external::refer(&mut tensor, &self.name, offset, self.file.written() - offset);
         Ok(tensor)
     }
 
@@ -249,13 +286,8 @@ impl DataFile {
             return Ok(());
         }
         let source = stored(tensor, folder)?;
-        let offset = self.file.pad_to(ALIGNMENT)?;
-        source.copy_to(&mut self.file).map_err(|error| match error {
-            CopyError::Read(error) => {
-                Error::new(ErrorKind::ExternalData, error.to_string()).caused_by(error)
-            }
-            CopyError::Write(error) => Error::io("write", &self.file.target, error),
-        })?;
+        let offset = self.begin(size_bytes)?;
+        self.copy(&source, ErrorKind::ExternalData)?;
         external::refer(tensor, &self.name, offset, size_bytes as u64);
         Ok(())
     }
@@ -307,83 +339,9 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// A file that appears under its name only when it is whole.
-struct NewFile {
-    target: PathBuf,
-    temporary: PathBuf,
-    writer: Option<BufWriter<File>>,
-    written: u64,
-}
-
-impl NewFile {
-    fn create(target: &Path) -> Result<Self> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let name = target.file_name().ok_or_else(|| {
-            Error::new(ErrorKind::Io, format!("cannot write `{}`: no file name", target.display()))
-        })?;
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temporary = target.with_file_name(format!(
-            ".{}.{}-{number}.tmp",
-            name.to_string_lossy(),
-            std::process::id()
-        ));
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
-        let file = file.map_err(|e| Error::io("write", target, e))?;
-        Ok(Self {
-            target: target.to_owned(),
-            temporary,
-            writer: Some(BufWriter::new(file)),
-            written: 0,
-        })
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.write_all(bytes).map_err(|e| Error::io("write", &self.target, e))
-    }
-
-    /// Fills with zeros up to a multiple of `alignment` and returns the position.
-    fn pad_to(&mut self, alignment: u64) -> Result<u64> {
-        let padding = self.written.next_multiple_of(alignment) - self.written;
-        self.put(&vec![0; padding as usize])?;
-        Ok(self.written)
-    }
-
-    fn copy(&mut self, source: &Path) -> Result<()> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
-        let mut file = File::open(source).map_err(|e| Error::io("read", source, e))?;
-        self.written +=
-            std::io::copy(&mut file, writer).map_err(|e| Error::io("write", &self.target, e))?;
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<()> {
-        let failed = |e| Error::io("write", &self.target, e);
-        if let Some(writer) = self.writer.take() {
-            let file = writer.into_inner().map_err(|e| failed(e.into_error()))?;
-            file.sync_all().map_err(failed)?;
-        }
-        std::fs::rename(&self.temporary, &self.target).map_err(failed)
-    }
-}
-
-impl Write for NewFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(writer) = &mut self.writer else { return Ok(bytes.len()) };
-        let written = writer.write(bytes)?;
-        self.written += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.writer.as_mut().map_or(Ok(()), Write::flush)
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        // After `finish` the temporary file no longer exists.
-        let _ = std::fs::remove_file(&self.temporary);
-    }
+/// The message of the core, as an error of a file.
+fn io_error(error: fastforward_core::Error) -> Error {
+    Error::new(ErrorKind::Io, error.to_string()).caused_by(error)
 }
 
 #[cfg(test)]

@@ -50,8 +50,9 @@ pub(super) fn load(path: &Path) -> Result<Model> {
         _ => Path::new("."),
     };
     let has_index = path.to_string_lossy().ends_with(INDEX_SUFFIX);
-    let names = if has_index {
-        files_of_index(path)?
+    let index = if has_index { read_index(path)? } else { BTreeMap::new() };
+    let names: BTreeSet<String> = if has_index {
+        index.values().cloned().collect()
     } else {
         BTreeSet::from([path.file_name().unwrap_or_default().to_string_lossy().into_owned()])
     };
@@ -85,6 +86,18 @@ pub(super) fn load(path: &Path) -> Result<Model> {
         return Err(Error::many(ErrorKind::InvalidGraph, twice)
             .within(format_args!("`{}`", path.display())));
     }
+    let stands: BTreeMap<&str, Option<&str>> =
+        tensors.iter().map(|tensor| (tensor.name(), Model::location(tensor))).collect();
+    let missing: Vec<String> = index
+        .iter()
+        .filter(|(tensor, file)| stands.get(tensor.as_str()) != Some(&Some(file)))
+        .map(|(tensor, file)| format!("tensor `{tensor}` is not in `{file}`, where it should be"))
+        .collect();
+    if !missing.is_empty() {
+        return Err(
+            Error::many(ErrorKind::Malformed, missing).within(format_args!("`{}`", path.display()))
+        );
+    }
     let proto = ModelProto {
         ir_version: Some(super::MAX_IR_VERSION),
         opset_import: vec![OperatorSetIdProto { domain: None, version: Some(super::MAX_OPSET) }],
@@ -98,8 +111,8 @@ pub(super) fn load(path: &Path) -> Result<Model> {
     Ok(model)
 }
 
-/// The files that an index names.
-fn files_of_index(path: &Path) -> Result<BTreeSet<String>> {
+/// The file of each tensor, as an index says.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
@@ -109,8 +122,7 @@ fn files_of_index(path: &Path) -> Result<BTreeSet<String>> {
     let text = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
     let index: Index = serde_json::from_slice(&text)
         .map_err(|error| malformed(format!("not an index of safetensors files: {error}")))?;
-    let files: BTreeSet<String> = index.weight_map.into_values().collect();
-    for name in &files {
+    for name in index.weight_map.values() {
         let parts = Path::new(name).components();
         if parts.clone().count() != 1 || !parts.clone().all(|p| matches!(p, Component::Normal(_))) {
             return Err(malformed(format!(
@@ -118,10 +130,10 @@ fn files_of_index(path: &Path) -> Result<BTreeSet<String>> {
             )));
         }
     }
-    if files.is_empty() {
+    if index.weight_map.is_empty() {
         return Err(malformed("it names no file".to_owned()));
     }
-    Ok(files)
+    Ok(index.weight_map)
 }
 
 /// The tensors of a file, sorted by name, as references to where their data lies; and its metadata.
@@ -205,6 +217,17 @@ fn read_header(path: &Path, name: &str) -> Result<(Vec<TensorProto>, BTreeMap<St
     problems.extend(
         overlaps.map(|pair| format!("tensors `{}` and `{}` overlap", pair[0].2, pair[1].2)),
     );
+    if problems.is_empty() {
+        // The format knows no gaps: where there is one, header and data are not of one file.
+        let ends = ranges.iter().map(|&(start, end, _)| (start, end));
+        let mut known = 0;
+        for (start, end) in ends.chain([(size - data, size - data)]) {
+            if start > known {
+                problems.push(format!("bytes {known} to {start} of its data belong to no tensor"));
+            }
+            known = end;
+        }
+    }
     if problems.is_empty() {
         Ok((tensors, metadata))
     } else {

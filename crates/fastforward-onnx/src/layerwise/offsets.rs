@@ -6,7 +6,6 @@ use fastforward_core::quantization::LinearQuantizer;
 use fastforward_core::quantization::affine::{AffineParameters, SavedQuantizer};
 use ff_kernels::{HqqOptions, Tiling, hqq};
 
-use crate::calibrate::show_constant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Model;
 use crate::placement::ConstantFinder;
@@ -34,7 +33,6 @@ pub fn refine_offsets<'s>(
     options: &HqqOptions,
 ) -> Result<Vec<OffsetOutcome>> {
     let mut finder = ConstantFinder::new(model);
-    let mut buffer = Vec::new();
     let mut outcomes = Vec::new();
     for site in sites {
         let wrong =
@@ -49,14 +47,13 @@ pub fn refine_offsets<'s>(
             ));
         }
         let grid = before.grid().map_err(|error| wrong(error.to_string()))?;
-        let found = show_constant(site, &mut finder, &mut buffer, |x| {
-            let tile = config.granularity.tile_shape(x.shape())?;
-            let refine = || {
-                let tiling = Tiling::new(x.shape(), &tile)?;
-                hqq(x.data(), &tiling, before.affine(), grid, options)
-            };
-            Ok(refine())
-        })?;
+        let (_, constant) = finder.find(site)?;
+        let shape = constant.info()?.shape;
+        let tile =
+            config.granularity.tile_shape(&shape).map_err(|error| wrong(error.to_string()))?;
+        let weight = constant.to_f32()?;
+        let found = Tiling::new(&shape, &tile)
+            .and_then(|tiling| hqq(&weight, &tiling, before.affine(), grid, options));
         let found = found.map_err(|error| wrong(error.to_string()))?;
         outcomes.push(OffsetOutcome {
             slot: site.name.clone(),

@@ -1,5 +1,6 @@
 //! A model, and what is to be done with it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use fastforward_core::config::{ActivationType, CalibrationSection, QuantConfigFile};
@@ -14,11 +15,12 @@ use super::algorithms;
 use super::plan::Plan;
 use super::samples::Samples;
 use super::story::SlotStory;
+use super::summary::file_name;
 use crate::engine::EngineOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Model;
 use crate::rewrite::{FoldReport, fold_batch_norm};
-use crate::tree::Tree;
+use crate::tree::{Role, Tree};
 
 /// A model with its configuration: resolved, with quantizers in its slots, before any data is touched.
 pub struct Job {
@@ -154,6 +156,9 @@ impl Job {
     /// What [`Job::check`] refuses.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = rule_problems(&self.rules, &self.resolution, &self.tree);
+        if !problems.is_empty() {
+            problems.extend(self.without_weights());
+        }
         if self.config.rules.is_empty() {
             problems.push(format!(
                 "{}: there is no [[rule]], so nothing would be quantized",
@@ -166,6 +171,33 @@ impl Job {
             Err(error) => problems.push(error.to_string()),
         }
         problems
+    }
+
+    /// Why a file of weights has none that could be quantized.
+    fn without_weights(&self) -> Option<String> {
+        if !self.model.is_weights()
+            || self.tree.sites().iter().any(|site| site.role == Role::Weight)
+        {
+            return None;
+        }
+        let file = self.model.path().map(file_name).unwrap_or_default();
+        let mut names = self.model.constants().map(|constant| constant.name());
+        if let Some(packed) = names.find(|name| name.ends_with("_packed")) {
+            return Some(format!("`{file}` holds codes already: `{packed}`"));
+        }
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for info in self.model.constants().filter_map(|constant| constant.info().ok()) {
+            *counts.entry(info.dtype.name()).or_default() += 1;
+        }
+        let mut found: Vec<String> =
+            counts.into_iter().map(|(dtype, count)| format!("{count} of {dtype}")).collect();
+        if found.is_empty() {
+            found.push("none".to_owned());
+        }
+        Some(format!(
+            "`{file}` holds no weight in float16, bfloat16, float32 or float64; its tensors are: {}",
+            found.join(", ")
+        ))
     }
 
     /// Opens calibration and evaluation data, and checks what can be checked without reading samples.
@@ -209,7 +241,6 @@ impl Job {
 
     /// What needs data, the first that does.
     fn needs_data(&self) -> Option<String> {
-        use crate::tree::Role;
         let slot = self
             .tree
             .set_sites()

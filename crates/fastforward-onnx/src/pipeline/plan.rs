@@ -178,7 +178,7 @@ impl PlannedSlot {
                 || vec![site.name.clone()],
                 |slot| slot.names().map(str::to_owned).collect(),
             ),
-            role: role_name(site.role),
+            role: site.role.name(),
             rule: winner.map(|winner| winner.rule),
             losers: resolved
                 .map(|slot| slot.losers.iter().map(|loser| loser.rule).collect())
@@ -255,15 +255,5 @@ fn estimator_in_words(estimator: &EstimatorConfig) -> String {
         EstimatorConfig::Percentile(one) => format!("percentile {}", one.percentile),
         EstimatorConfig::HistogramMse(grid) => format!("histogram mse {}", grid.num_candidates),
         EstimatorConfig::Entropy(grid) => format!("entropy {}", grid.num_candidates),
-    }
-}
-
-pub(super) fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Weight => "weight",
-        Role::Bias => "bias",
-        Role::Constant => "constant",
-        Role::Input => "input",
-        Role::Output => "output",
     }
 }

@@ -154,9 +154,29 @@ impl Job {
         if data.calibration.is_none() && data.evaluation.is_some() {
             check_operators(&self.model).map_err(|error| error.within(NEEDS_ENGINE))?;
         }
-        let data_files = self.model.data_files()?;
         let outputs = Outputs::create(out)?;
-        let places = self.outputs(outputs.staging());
+        let staging = outputs.staging();
+        let written = self.write_files(staging, out, &data, progress);
+        // Files are known by where they will stand.
+        let (report, tuned) = written.map_err(|error| error.moved(staging, out))?;
+        outputs.publish(REPORT)?;
+        if let Some(tuned) = &tuned {
+            tuned.forget()?;
+        }
+        let [model, report_file] = [0, 1].map(|at| self.outputs(out)[at].clone());
+        Ok(Quantized { report, model, report_file })
+    }
+
+    /// What [`Job::quantize`] does with `data`, its files in `folder`, from where they will go to `out`.
+    fn write_files(
+        &self,
+        folder: &Path,
+        out: &Path,
+        data: &JobData,
+        progress: &dyn Progress,
+    ) -> Result<(Report, Option<Tuned>)> {
+        let data_files = self.model.data_files()?;
+        let places = self.outputs(folder);
 
         let judges = data.evaluation.as_ref().or(data.calibration.as_ref());
         let samples = data.calibration.as_ref();
@@ -202,7 +222,7 @@ impl Job {
             (Some(sha256), _) => sha256.clone(),
             (None, files) => files.first().map(|file| file.sha256.clone()).unwrap_or_default(),
         };
-        job.save_state(outputs.staging(), &plan, &model_sha256)?;
+        job.save_state(folder, &plan, &model_sha256)?;
 
         let checks = match (section, &evaluation) {
             (Some(section), Some(evaluation)) => checks(section, evaluation),
@@ -212,7 +232,7 @@ impl Job {
             .concat()
             .iter()
             .filter(|path| path.exists())
-            .map(|path| source_file(path, Some(outputs.staging())))
+            .map(|path| source_file(path, Some(folder)))
             .collect::<Result<_>>()?;
         let report = Report {
             schema_version: REPORT_VERSION,
@@ -246,12 +266,7 @@ impl Job {
         })?;
         text.push('\n');
         write_whole(&places[1], |file| file.write_all(text.as_bytes()))?;
-        outputs.publish(REPORT)?;
-        if let Some(tuned) = &tuned {
-            tuned.forget()?;
-        }
-        let [model, report_file] = [0, 1].map(|at| self.outputs(out)[at].clone());
-        Ok(Quantized { report, model, report_file })
+        Ok((report, tuned))
     }
 
     /// The shapes of activations, as far as two samples show them.
@@ -308,7 +323,7 @@ impl Job {
                 constants.push((site, observer));
             }
         }
-        // The buffer has its final size at once: growing would hold two of them.
+        // The buffer has its final size at once: growing would hold two of them. What nobody writes to takes no memory.
         let sizes = constants.iter().map(|(site, _)| {
             let shape = finder.find(site)?.1.info()?.shape;
             Ok(shape.iter().product())
@@ -317,7 +332,7 @@ impl Job {
         let mut buffer = vec![0.0; largest];
         progress.start(Stage::Constants, constants.len());
         for (site, mut observer) in constants {
-            note(&show_constant(site, &mut finder, &mut buffer, |x| observer.observe_whole(x))?);
+            note(&show_constant(site, &mut finder, &mut buffer, |x| observer.observe_unread(x))?);
             progress.advance(1);
         }
         drop(buffer);

@@ -8,7 +8,7 @@ use fastforward_core::module::NodeRef;
 use fastforward_core::quantization::quant_init::SlotResolution;
 
 use super::Job;
-use super::plan::{PlannedRule, PlannedSlot, role_name};
+use super::plan::{PlannedRule, PlannedSlot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tree::Site;
 
@@ -197,7 +197,7 @@ fn module_class(job: &Job, site: &Site) -> String {
         found
     }
     find(NodeRef::Module(job.tree.root()), wanted)
-        .map_or_else(|| role_name(site.role).to_owned(), |node| node.class().name().to_owned())
+        .map_or_else(|| site.role.name().to_owned(), |node| node.class().name().to_owned())
 }
 
 /// Names what was probably meant: a slot of a similar name, or the slots of a module.

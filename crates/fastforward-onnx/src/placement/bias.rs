@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use fastforward_core::quantization::affine::SavedQuantizer;
+use fastforward_core::quantization::affine::AffineGrid;
 use serde::Serialize;
 
 use super::grid::{Grid, bias_codes};
@@ -160,7 +160,7 @@ impl<'m> Rule<'_, 'm> {
         let Grid::Quantizer(quantizer) = &weight.grid else {
             return left("the weight is a bias elsewhere");
         };
-        let Some(SavedQuantizer::Linear(config, Some(parameters))) = quantizer.to_saved() else {
+        let Some(AffineGrid { granularity, parameters }) = quantizer.static_grid() else {
             return left("the weight's quantizer is not a LinearQuantizer");
         };
         let weight_shape = weight.constant.info()?.shape;
@@ -172,7 +172,7 @@ impl<'m> Rule<'_, 'm> {
             (vec![input_scale * parameters.scale[0]], None)
         } else {
             let channel = self.sites.get(&(index, WEIGHT, false)).and_then(|s| s.channel_axis);
-            let tile = config.granularity.tile_shape(&weight_shape).map_err(|e| weight.wrong(e))?;
+            let tile = granularity.tile_shape(&weight_shape).map_err(|e| weight.wrong(e))?;
             let per_channel = channel.is_some_and(|channel| {
                 (0..tile.len()).all(|axis| {
                     if axis == channel { tile[axis] == 1 } else { tile[axis] == weight_shape[axis] }

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use fastforward_core::ArrayView;
-use fastforward_core::quantization::affine::{
-    AffineGrid, AffineParameters, PART_ELEMENTS, Part, SavedQuantizer,
-};
+use fastforward_core::quantization::affine::{AffineGrid, AffineParameters, PART_ELEMENTS, Part};
 use fastforward_core::quantization::{Granularity, Quantizer};
 use ff_kernels::Difference;
 use rayon::prelude::*;
@@ -28,11 +26,8 @@ pub(crate) struct Coded {
     /// The shape of one tile.
     pub(crate) tile: Vec<usize>,
     pub(crate) codes: CodesOf,
-    pub(crate) num_bits: u32,
-    /// One per tile, in row-major order of the grid of tiles.
-    pub(crate) scale: Vec<f32>,
-    /// Rounded; one per tile.
-    pub(crate) offset: Vec<f32>,
+    /// Those of the quantizer, shared with it; of a bias, 32 bits and no offset.
+    pub(crate) parameters: Arc<AffineParameters>,
 }
 
 /// Where codes come from.
@@ -85,13 +80,9 @@ impl PlacedConstant<'_> {
 
     /// The grid of the constant, where it needs no look at the data.
     fn static_grid(&self) -> Option<AffineGrid> {
-        let Grid::Quantizer(quantizer) = &self.grid else { return None };
-        match quantizer.to_saved()? {
-            SavedQuantizer::Linear(config, Some(parameters)) => Some(AffineGrid {
-                granularity: config.granularity,
-                parameters: Arc::new(parameters),
-            }),
-            _ => None,
+        match &self.grid {
+            Grid::Quantizer(quantizer) => quantizer.static_grid(),
+            Grid::Bias { .. } => None,
         }
     }
 
@@ -109,44 +100,32 @@ impl PlacedConstant<'_> {
         let tile_of = |granularity: &Granularity| {
             granularity.tile_shape(&shape).map_err(|error| self.wrong(error))
         };
-        let of_grid = |tile, parameters: &AffineParameters, codes| Coded {
-            tile,
-            codes,
-            num_bits: parameters.num_bits,
-            scale: parameters.scale.clone(),
-            offset: (0..parameters.scale.len())
-                .map(|tile| parameters.rounded_offset(tile))
-                .collect(),
-            shape: shape.clone(),
-        };
         if let Some(grid) = self.static_grid() {
-            let parameters = Arc::clone(&grid.parameters);
-            let tile = tile_of(&grid.granularity)?;
-            return Ok(of_grid(tile, &parameters, CodesOf::Grid(grid)));
+            let (tile, parameters) = (tile_of(&grid.granularity)?, Arc::clone(&grid.parameters));
+            return Ok(Coded { tile, codes: CodesOf::Grid(grid), parameters, shape });
         }
         let values = self.constant.to_f32()?;
-        match &self.grid {
+        let (tile, codes, parameters) = match &self.grid {
             Grid::Quantizer(quantizer) => {
                 let view = ArrayView::new(&values, &shape).map_err(|e| self.wrong(e))?;
                 let quantized = quantizer.quantize(view).map_err(|e| self.wrong(e))?;
-                let tile = tile_of(&quantized.granularity)?;
-                let codes = CodesOf::Whole(quantized.codes.to_i32());
-                Ok(of_grid(tile, &quantized.parameters, codes))
+                (tile_of(&quantized.granularity)?, quantized.codes.to_i32(), quantized.parameters)
             }
             Grid::Bias { scale, axis } => {
                 let granularity = axis
                     .map_or(Granularity::PerTensor, |axis| Granularity::per_channel(axis as isize));
                 let codes = bias_codes(&values, &self.bias_scales(scale, *axis)?);
-                Ok(Coded {
-                    tile: tile_of(&granularity)?,
-                    codes: CodesOf::Whole(codes.into_iter().map(|code| code as i32).collect()),
+                let parameters = AffineParameters {
                     num_bits: 32,
-                    offset: vec![0.0; scale.len()],
+                    narrow_range: false,
                     scale: scale.clone(),
-                    shape,
-                })
+                    offset: None,
+                };
+                let codes = codes.into_iter().map(|code| code as i32).collect();
+                (tile_of(&granularity)?, codes, parameters)
             }
-        }
+        };
+        Ok(Coded { tile, codes: CodesOf::Whole(codes), parameters: Arc::new(parameters), shape })
     }
 
     /// Hands on the codes of `coded`, which is this constant's, in the order of the elements.
@@ -161,7 +140,7 @@ impl PlacedConstant<'_> {
         };
         let floats = self.constant.floats()?;
         let read = |first: usize, out: &mut [f32]| floats.read(first, out);
-        let result = if coded.num_bits <= 8 {
+        let result = if coded.parameters.num_bits <= 8 {
             grid.quantize_in_parts(&coded.shape, read, |codes| write(SomeCodes::I8(codes)))
         } else {
             grid.quantize_in_parts(&coded.shape, read, |codes| write(SomeCodes::I32(codes)))

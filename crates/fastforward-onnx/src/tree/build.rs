@@ -112,8 +112,8 @@ impl Builder<'_> {
         for operand in operands {
             let count = counts.entry(operand.role).or_default();
             let slot_name = match *count {
-                0 => format!("{}_quantizer", role_name(operand.role)),
-                n => format!("{}_quantizer_{n}", role_name(operand.role)),
+                0 => format!("{}_quantizer", operand.role.name()),
+                n => format!("{}_quantizer_{n}", operand.role.name()),
             };
             *count += 1;
             let info = context.constant(&operand.value);
@@ -281,16 +281,6 @@ impl NodeContext<'_> {
             }
         }
         tags
-    }
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Weight => "weight",
-        Role::Bias => "bias",
-        Role::Constant => "constant",
-        Role::Input => "input",
-        Role::Output => "output",
     }
 }
 

@@ -17,6 +17,19 @@ pub enum Role {
     Output,
 }
 
+impl Role {
+    /// `weight`, `bias`, `constant`, `input` or `output`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weight => "weight",
+            Self::Bias => "bias",
+            Self::Constant => "constant",
+            Self::Input => "input",
+            Self::Output => "output",
+        }
+    }
+}
+
 /// The quantizable inputs and outputs of one operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OpRoles {

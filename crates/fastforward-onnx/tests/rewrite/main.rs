@@ -5,6 +5,9 @@ mod correct_bias;
 #[path = "../quantize/data.rs"]
 mod data;
 mod equalize;
+#[path = "../engine/fashion.rs"]
+mod fashion;
+mod fold_batch_norm;
 mod joint_ranges;
 mod quantized;
 mod smooth;

@@ -115,17 +115,21 @@ pub fn parameters_for_range(
     let bounds = Bounds::new(grid);
     let never_negative = min.iter().all(|&m| m >= 0.0);
     let mut scales = Vec::with_capacity(min.len());
-    let mut offsets = Vec::with_capacity(min.len());
-    let mut has_offset = false;
-    for (&min, &max) in min.iter().zip(max) {
-        let (scale, offset) = tile_parameters(min, max, never_negative, bounds, options);
-        has_offset |= offset.is_some();
+    // Without tiles, too, asymmetric parameters have offsets; symmetric ones have none, or from the first on that needs it.
+    let mut offsets = (!options.symmetric).then(|| Vec::with_capacity(min.len()));
+    for (&tile_min, &tile_max) in min.iter().zip(max) {
+        let (scale, offset) = tile_parameters(tile_min, tile_max, never_negative, bounds, options);
+        if offset.is_some() && offsets.is_none() {
+            let mut zeros = Vec::with_capacity(min.len());
+            zeros.resize(scales.len(), 0.0);
+            offsets = Some(zeros);
+        }
+        if let Some(offsets) = &mut offsets {
+            offsets.push(offset.unwrap_or(0.0));
+        }
         scales.push(scale);
-        offsets.push(offset.unwrap_or(0.0));
     }
-    // Without tiles, too, asymmetric parameters have offsets.
-    has_offset |= !options.symmetric;
-    Ok(Parameters { scale: scales, offset: has_offset.then_some(offsets) })
+    Ok(Parameters { scale: scales, offset: offsets })
 }
 
 /// The range that parameters cover, `((lo + o)·s, (hi + o)·s)` per tile, with the offset as it is,

@@ -168,8 +168,13 @@ impl Quantizer for LinearQuantizer {
     }
 
     fn affine_grid(&self, _x: ArrayView<'_>) -> Result<Option<AffineGrid>, Error> {
+        self.set()?;
+        Ok(self.static_grid())
+    }
+
+    fn static_grid(&self) -> Option<AffineGrid> {
         let granularity = self.config.granularity.clone();
-        Ok(Some(AffineGrid { granularity, parameters: self.set()? }))
+        Some(AffineGrid { granularity, parameters: self.shared_parameters()? })
     }
 
     fn num_bits(&self) -> Option<u32> {

@@ -1,27 +1,12 @@
 //! Folding keeps what a graph computes, and says why it did not fold.
 
-use fastforward_onnx::dtype::DType;
 use fastforward_onnx::engine::{Engine, EngineOptions};
-use fastforward_onnx::graph::{Dim, Model, ValueInfo, tensor_from_f32};
-use fastforward_onnx::proto::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, attribute_float,
-    attribute_int, node,
-};
+use fastforward_onnx::graph::{Model, tensor_from_f32};
+use fastforward_onnx::proto::{NodeProto, TensorProto, attribute_float, attribute_int, node};
 use fastforward_onnx::rewrite::{FoldReport, fold_batch_norm};
-use fastforward_onnx::tensor::Tensor;
 
-#[path = "engine/fashion.rs"]
-mod fashion;
-
-/// Numbers between -1 and 1, different for each seed.
-fn numbers(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
+use crate::fashion;
+use crate::support::{graph_with, numbers, output, with};
 
 fn tensor(name: &str, shape: &[usize]) -> TensorProto {
     let seed = name.bytes().map(u64::from).sum();
@@ -45,44 +30,20 @@ fn model(
     let mut inputs = vec![value.as_str()];
     inputs.extend(parameters);
     nodes.push(node("BatchNormalization", "bn", &inputs, &["y"]));
-    let mut initializer: Vec<TensorProto> =
-        weights.iter().map(|(name, shape)| tensor(name, shape)).collect();
-    initializer.extend(parameters.map(|name| tensor(name, &[n_channels])));
-    let info = |name: &str, shape: Option<Vec<Dim>>| {
-        ValueInfo { name: name.to_owned(), dtype: Some(DType::F32), shape }.to_proto()
-    };
-    let graph = GraphProto {
-        name: Some("test".to_owned()),
-        node: nodes,
-        initializer,
-        input: vec![info("x", Some(x_shape.iter().map(|&n| Dim::Fixed(n)).collect()))],
-        output: vec![info("y", None)],
-        ..GraphProto::default()
-    };
-    let proto = ModelProto {
-        ir_version: Some(8),
-        opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
-        graph: Some(graph),
-        ..ModelProto::default()
-    };
-    Model::from_proto(proto, None).unwrap()
-}
-
-fn output(model: &Model, x_shape: &[usize]) -> Vec<f32> {
-    let x = Tensor::from_f32(x_shape.to_vec(), numbers(7, x_shape.iter().product())).unwrap();
-    let engine = Engine::new(model, &EngineOptions::default()).unwrap();
-    engine.run(&[("x", &x)], &["y"]).unwrap()[0].to_f32()
+    let weights = weights.iter().map(|(name, shape)| tensor(name, shape));
+    let constants = weights.chain(parameters.map(|name| tensor(name, &[n_channels]))).collect();
+    graph_with(x_shape, nodes, &[], constants)
 }
 
 /// Folds, compares before and after, and returns the folded model and the report.
 #[track_caller]
-fn check_folds(mut model: Model, x_shape: &[usize]) -> Model {
-    let before = output(&model, x_shape);
+fn check_folds(mut model: Model) -> Model {
+    let before = output(&model);
     let report = fold_batch_norm(&mut model).unwrap();
     assert_eq!((report.folded.len(), report.kept.len()), (1, 0), "{report:?}");
     model.check().unwrap();
     assert!(model.graph().node.iter().all(|node| node.op_type() != "BatchNormalization"));
-    let after = output(&model, x_shape);
+    let after = output(&model);
     for (before, after) in before.iter().zip(&after) {
         assert!((before - after).abs() <= 1e-5 * before.abs().max(1.0), "{before} {after}");
     }
@@ -101,47 +62,39 @@ fn check_keeps(mut model: Model, reason: &str) {
     assert!(model.to_bytes() == before);
 }
 
-fn with(mut node: NodeProto, attributes: &[(&str, i64)]) -> NodeProto {
-    node.attribute.extend(attributes.iter().map(|(name, value)| attribute_int(name, *value)));
-    node
-}
-
 #[test]
 fn convolutions_with_and_without_bias() {
     let conv = node("Conv", "c", &["x", "c.weight"], &["c"]);
-    let folded = check_folds(
-        model(&[2, 3, 5, 5], vec![conv], &[("c.weight", &[4, 3, 3, 3])], 4),
-        &[2, 3, 5, 5],
-    );
+    let folded = check_folds(model(&[2, 3, 5, 5], vec![conv], &[("c.weight", &[4, 3, 3, 3])], 4));
     assert_eq!(folded.graph().node[0].input, ["x", "c.weight", "c.bias"]);
 
-    let grouped = with(node("Conv", "c", &["x", "w", "b"], &["c"]), &[("group", 3)]);
+    let grouped = with(node("Conv", "c", &["x", "w", "b"], &["c"]), "group", 3);
     let weights: [(&str, &[usize]); 2] = [("w", &[6, 1, 3, 3]), ("b", &[6])];
-    check_folds(model(&[2, 3, 5, 5], vec![grouped], &weights, 6), &[2, 3, 5, 5]);
+    check_folds(model(&[2, 3, 5, 5], vec![grouped], &weights, 6));
 }
 
 #[test]
 fn transposed_convolutions_count_channels_within_groups() {
-    let conv = with(node("ConvTranspose", "c", &["x", "w"], &["c"]), &[("group", 2)]);
-    check_folds(model(&[1, 4, 3, 3], vec![conv], &[("w", &[4, 3, 2, 2])], 6), &[1, 4, 3, 3]);
+    let conv = with(node("ConvTranspose", "c", &["x", "w"], &["c"]), "group", 2);
+    check_folds(model(&[1, 4, 3, 3], vec![conv], &[("w", &[4, 3, 2, 2])], 6));
 }
 
 #[test]
 fn matrix_products_in_every_form() {
     for trans_b in [0, 1] {
-        let mut gemm = with(node("Gemm", "g", &["x", "w", "b"], &["g"]), &[("transB", trans_b)]);
+        let mut gemm = with(node("Gemm", "g", &["x", "w", "b"], &["g"]), "transB", trans_b);
         gemm.attribute.push(attribute_float("alpha", 0.5));
         gemm.attribute.push(attribute_float("beta", 3.0));
         let shape: &[usize] = if trans_b == 1 { &[5, 4] } else { &[4, 5] };
-        check_folds(model(&[3, 4], vec![gemm], &[("w", shape), ("b", &[1, 5])], 5), &[3, 4]);
+        check_folds(model(&[3, 4], vec![gemm], &[("w", shape), ("b", &[1, 5])], 5));
     }
     let gemm = node("Gemm", "g", &["x", "w"], &["g"]);
-    check_folds(model(&[3, 4], vec![gemm], &[("w", &[4, 5])], 5), &[3, 4]);
+    check_folds(model(&[3, 4], vec![gemm], &[("w", &[4, 5])], 5));
 
     let product = node("MatMul", "m", &["x", "w"], &["m"]);
-    check_folds(model(&[3, 4], vec![product.clone()], &[("w", &[4, 5])], 5), &[3, 4]);
+    check_folds(model(&[3, 4], vec![product.clone()], &[("w", &[4, 5])], 5));
     let add = node("Add", "a", &["b", "m"], &["a"]);
-    check_folds(model(&[3, 4], vec![product, add], &[("w", &[4, 5]), ("b", &[5])], 5), &[3, 4]);
+    check_folds(model(&[3, 4], vec![product, add], &[("w", &[4, 5]), ("b", &[5])], 5));
 }
 
 #[test]
@@ -151,7 +104,7 @@ fn a_shared_weight_is_copied() {
     let other = node("Conv", "d", &["y", "w", "b"], &["z"]);
     shared.graph_mut().node.push(other);
     let before = shared.constant("w").unwrap().to_f32().unwrap();
-    let folded = check_folds(shared, &[1, 2, 4, 4]);
+    let folded = check_folds(shared);
     assert_eq!(folded.graph().node[0].input, ["x", "w.folded", "c.bias"]);
     assert_eq!(folded.constant("w").unwrap().to_f32().unwrap(), before);
 }
