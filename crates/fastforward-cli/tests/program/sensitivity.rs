@@ -96,7 +96,10 @@ fn four_bits_on_average_beat_four_bits_everywhere() {
         );
         report["evaluation"]["models"][1]["metrics"][0]["value"].as_f64().unwrap()
     };
-    assert_eq!((top1("mixed.toml"), top1("w4.toml")), (mixed, four));
+    // The file rounds ties as ONNX does, which the simulation does not: two images of 2,000 at most.
+    let [written, written_four] = ["mixed.toml", "w4.toml"].map(top1);
+    assert!((written - mixed).abs() < 0.11 && (written_four - four).abs() < 0.11);
+    assert!(written > written_four, "{written} % with mixed widths, {written_four} % with 4 bits");
 }
 
 #[test]
