@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::measure::output_name;
 use crate::pipeline::{Job, Progress, Stage};
 use crate::shapes::ShapeTable;
-use crate::simulate::{SimulateOptions, simulate};
+use crate::simulate::{Rounding, SimulateOptions, simulate};
 
 /// The network as the rules quantize it, whose weights take any of their widths.
 pub(super) struct Whole {
@@ -59,8 +59,9 @@ impl Whole {
             for ((site, quantizers), &width) in self.weights.iter().zip(&choices[at]) {
                 tree.sites()[*site].slot.replace(quantizers[width].clone());
             }
+            // As the exported file rounds, so that a bound that holds here holds there.
             let options =
-                SimulateOptions { shapes: self.shapes.clone(), ..SimulateOptions::default() };
+                SimulateOptions { rounding: Rounding::BeforeOffset, shapes: self.shapes.clone() };
             Ok(("the quantized network".to_owned(), simulate(model, tree, &options)?.model))
         };
         self.judge.announce(Stage::Evaluate, choices.len(), progress);
