@@ -52,7 +52,8 @@ fn fashion() -> Bench {
     assert!(text.contains("num_bits = 8, symmetric = true"), "{text}");
     bench.write(
         "w4.toml",
-        text.replace("num_bits = 8, symmetric = true", "num_bits = 4, symmetric = true"),
+        text.replace("num_bits = 8, symmetric = true", "num_bits = 4, symmetric = true")
+            .replace("batch_size = 100", "batch_size = 100\nsamples = 1000"),
     );
     bench
 }
@@ -71,6 +72,10 @@ fn four_bits_on_average_beat_four_bits_everywhere() {
             "w4.toml",
             "--on",
             "calibration",
+            "--samples",
+            "256",
+            "--bits",
+            "3,4,8",
             "--budget",
             "4bits",
             "--measure",
@@ -81,7 +86,7 @@ fn four_bits_on_average_beat_four_bits_everywhere() {
     let point = &found["allocation"]["point"];
     assert!(point["average_bits"].as_f64().unwrap() <= 4.0);
     assert_eq!(found["is_exact"], true);
-    let uniform = &found["uniform"][2];
+    let uniform = &found["uniform"][1];
     assert_eq!(uniform["average_bits"], 4.0);
     assert!(point["loss"].as_f64() < uniform["loss"].as_f64());
     let [mixed, four] = [point, uniform].map(|point| point["metric"].as_f64().unwrap());
@@ -89,17 +94,9 @@ fn four_bits_on_average_beat_four_bits_everywhere() {
 
     assert_eq!(planned(&bench, model, "mixed.toml"), widths(point));
     assert_eq!(planned(&bench, model, "w4.toml"), [4; 8]);
-    let top1 = |config: &str| {
-        let report = json(
-            &bench,
-            &["quantize", model, "-c", config, "-o", config.trim_end_matches(".toml")],
-        );
-        report["evaluation"]["models"][1]["metrics"][0]["value"].as_f64().unwrap()
-    };
-    // The file rounds ties as ONNX does, which the simulation does not: two images of 2,000 at most.
-    let [written, written_four] = ["mixed.toml", "w4.toml"].map(top1);
-    assert!((written - mixed).abs() < 0.11 && (written_four - four).abs() < 0.11);
-    assert!(written > written_four, "{written} % with mixed widths, {written_four} % with 4 bits");
+    let report = json(&bench, &["quantize", model, "-c", "mixed.toml", "-o", "out"]);
+    // The simulation that was measured rounds ties as the file does.
+    assert_eq!(report["evaluation"]["models"][1]["metrics"][0]["value"], mixed);
 }
 
 #[test]
