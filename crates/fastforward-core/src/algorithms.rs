@@ -11,6 +11,8 @@ pub mod smoothing;
 
 pub mod bias_correction;
 
+pub mod layerwise;
+
 mod scaling;
 
 mod statistics;

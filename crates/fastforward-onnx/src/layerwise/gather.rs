@@ -1,9 +1,9 @@
 //! The moments of layers' inputs over batches of data.
 
+use fastforward_core::algorithms::layerwise::Seen;
 use ff_kernels::{KernelError, LayerMoments, MomentSums};
 
 use super::layer::{Form, LinearLayer};
-use super::method::Seen;
 use crate::calibrate::{Batch, RunOptions};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,11 +21,7 @@ const CHUNK: usize = 1 << 18;
 
 /// Bytes of the sums over one layer's inputs, at their most: while they become moments.
 pub(super) fn bytes(layer: &LinearLayer, seen: Seen) -> u64 {
-    let matrix = 8 * (layer.columns as u64).pow(2) * layer.groups as u64;
-    match seen {
-        Seen::Original | Seen::Quantized => 2 * matrix,
-        Seen::Paired => 5 * matrix,
-    }
+    seen.moment_bytes(layer.columns, layer.groups)
 }
 
 /// Adds up the inputs of `layers` over all batches: for each layer the moments of each of its groups.
@@ -151,8 +147,8 @@ fn add(
             let chunk = (CHUNK / layer.columns).max(1);
             let (mut rows, mut pairs) = (Vec::new(), Vec::new());
             for (group, sums) in sums.iter_mut().enumerate() {
-                for first in (0..unfolding.len).step_by(chunk) {
-                    let range = first..(first + chunk).min(unfolding.len);
+                for first in (0..unfolding.count()).step_by(chunk) {
+                    let range = first..(first + chunk).min(unfolding.count());
                     unfolding.write(&data, group, range.clone(), &mut rows);
                     if let Some(float) = &float {
                         unfolding.write(float, group, range, &mut pairs);

@@ -1,7 +1,7 @@
 //! What layer a node is.
 
-use super::matrix::MatrixTiles;
-use super::unfold::Windows;
+use fastforward_core::algorithms::layerwise::{MatrixTiles, WindowPadding, Windows, transpose};
+
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Constant, GraphIndex, Model};
@@ -191,15 +191,49 @@ fn form_of(
                 return Err(format!("{groups} groups do not divide a weight of shape {shape:?}"));
             }
             let columns = channels * kernel.iter().product::<usize>();
-            let windows = Windows::new(node, channels, groups, kernel)?;
+            let windows = windows_of(node, channels, groups, kernel)?;
             Ok((Form::Windows(windows), rows, columns, groups))
         }
         other => Err(format!("a `{other}` is no matrix product")),
     }
 }
 
-/// `[rows, columns]` to `[columns, rows]`.
-pub(super) fn transpose<T: Copy>(matrix: &[T], rows: usize, columns: usize) -> Vec<T> {
-    assert_eq!(matrix.len(), rows * columns);
-    (0..columns).flat_map(|c| (0..rows).map(move |r| matrix[r * columns + c])).collect()
+/// The windows of a `Conv`.
+pub(super) fn windows_of(
+    node: &NodeProto,
+    channels: usize,
+    groups: usize,
+    kernel: &[usize],
+) -> std::result::Result<Windows, String> {
+    let rank = kernel.len();
+    let list = |name: &str, default: i64, len: usize| -> std::result::Result<Vec<i64>, String> {
+        let Some(attribute) = node.find_attribute(name) else { return Ok(vec![default; len]) };
+        if attribute.ints.len() != len {
+            return Err(format!("`{name}` has {} numbers, expected {len}", attribute.ints.len()));
+        }
+        Ok(attribute.ints.clone())
+    };
+    let positive = |name: &str| -> std::result::Result<Vec<usize>, String> {
+        let values = list(name, 1, rank)?;
+        let all = values.iter().map(|&v| usize::try_from(v).ok().filter(|&v| v > 0)).collect();
+        let all: Option<Vec<usize>> = all;
+        all.ok_or_else(|| format!("`{name}` is {values:?}, expected positive numbers"))
+    };
+    let auto =
+        node.find_attribute("auto_pad").map(|one| String::from_utf8_lossy(one.s()).into_owned());
+    let padding = match auto.as_deref() {
+        None | Some("" | "NOTSET") => WindowPadding::Explicit(list("pads", 0, 2 * rank)?),
+        Some("VALID") => WindowPadding::Explicit(vec![0; 2 * rank]),
+        Some("SAME_UPPER") => WindowPadding::Same { odd_before: false },
+        Some("SAME_LOWER") => WindowPadding::Same { odd_before: true },
+        Some(other) => return Err(format!("`auto_pad` is `{other}`")),
+    };
+    Ok(Windows {
+        channels,
+        groups,
+        kernel: kernel.to_vec(),
+        strides: positive("strides")?,
+        dilations: positive("dilations")?,
+        padding,
+    })
 }

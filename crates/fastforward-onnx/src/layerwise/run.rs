@@ -4,17 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use fastforward_core::algorithms::layerwise::{
+    Finished, Journal, LayerProblem, Seen, calibrated as calibrated_slot,
+};
 use fastforward_core::config::Algorithm;
 use fastforward_core::quantization::LinearQuantizer;
-use fastforward_core::quantization::affine::{
-    AffineParameters, LinearQuantizerConfig, SavedQuantizer,
-};
+use fastforward_core::quantization::affine::{AffineParameters, LinearQuantizerConfig};
 use ff_kernels::LayerMoments;
 
 use super::gather::{Network, bytes, gather};
-use super::journal::{Finished, Journal};
 use super::layer::LinearLayer;
-use super::method::{Problem, Seen};
 use super::{LayerOutcome, StepOutcome};
 use crate::calibrate::{Batch, RunOptions};
 use crate::engine::Engine;
@@ -234,15 +233,12 @@ fn simulated_input(simulated: &Simulated, layer: &LinearLayer) -> String {
 
 /// The settings and parameters of a layer's quantizer.
 fn calibrated(layer: &LinearLayer) -> Result<(LinearQuantizerConfig, AffineParameters)> {
-    let reason = match layer.weight.slot.quantizer().to_saved() {
-        Some(SavedQuantizer::Linear(config, Some(parameters))) => return Ok((config, parameters)),
-        Some(SavedQuantizer::Linear(_, None)) => "its quantizer has no range; calibrate first",
-        _ => "its quantizer is none with scales that are set before",
-    };
-    Err(Error::new(ErrorKind::Quantizer, format!("`{}`: {reason}", layer.weight.name)))
+    calibrated_slot(&layer.weight.slot).map_err(|error| {
+        Error::new(ErrorKind::Quantizer, format!("`{}`: {error}", layer.weight.name))
+    })
 }
 
-fn problem(model: &Model, layer: &LinearLayer) -> Result<Problem> {
+fn problem(model: &Model, layer: &LinearLayer) -> Result<LayerProblem> {
     let wrong = |reason: &dyn std::fmt::Display| {
         Error::new(ErrorKind::Quantizer, format!("`{}`: {reason}", layer.weight.name))
     };
@@ -252,29 +248,20 @@ fn problem(model: &Model, layer: &LinearLayer) -> Result<Problem> {
         .ok_or_else(|| wrong(&format!("the graph has no constant `{}`", layer.weight.value)))?;
     let tile = config.granularity.tile_shape(layer.shape()).map_err(|error| wrong(&error))?;
     let tiles = layer.tiles(&tile)?;
-    Ok(Problem {
-        rows: layer.rows / layer.groups,
-        columns: layer.columns,
-        tile: tiles.tile,
-        grid: parameters.grid().map_err(|error| wrong(&error))?,
-        range: config.range.options(),
-        symmetric: config.range.symmetric,
-        weight: layer.to_matrix(&constant.to_f32()?),
-        codes: None,
-        scale: tiles.to_matrix(&parameters.scale),
-        offset: parameters.offset.as_deref().map(|offset| tiles.to_matrix(offset)),
-    })
+    let weight = layer.to_matrix(&constant.to_f32()?);
+    LayerProblem::new((&config, &parameters), &tiles, (layer.groups, layer.columns), weight)
+        .map_err(|error| wrong(&error))
 }
 
 /// What was found, in the graph's layout.
-fn finish(layer: &LinearLayer, problem: Problem, outcome: LayerOutcome) -> Result<Finished> {
+fn finish(layer: &LinearLayer, problem: LayerProblem, outcome: LayerOutcome) -> Result<Finished> {
     let (config, _) = calibrated(layer)?;
     let tile = config.granularity.tile_shape(layer.shape())?;
     let tiles = layer.tiles(&tile)?;
     Ok(Finished {
-        weight: problem.codes.as_deref().map(|codes| layer.from_matrix(codes)),
-        scale: tiles.from_matrix(&problem.scale),
-        offset: problem.offset.as_deref().map(|offset| tiles.from_matrix(offset)),
+        weight: problem.codes().map(|codes| layer.from_matrix(codes)),
+        scale: tiles.from_matrix(problem.scale()),
+        offset: problem.offset().map(|offset| tiles.from_matrix(offset)),
         outcome,
     })
 }

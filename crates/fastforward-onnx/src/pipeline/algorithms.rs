@@ -313,7 +313,7 @@ impl Tuned {
 
     /// Removes what would have let an interrupted job go on.
     pub(super) fn forget(&self) -> Result<()> {
-        self.journal.as_ref().map_or(Ok(()), Journal::clear)
+        Ok(self.journal.as_ref().map_or(Ok(()), Journal::clear)?)
     }
 }
 
@@ -630,7 +630,7 @@ impl Job {
         parts.extend(model_files.iter().map(|file| file.sha256.as_str()));
         parts.extend(samples.iter().flat_map(|one| &one.files).map(|file| file.sha256.as_str()));
         let job = files::sha256_of(parts.join("\0").as_bytes());
-        Journal::open(&out.join(JOURNAL), &job)
+        Ok(Journal::open(&out.join(JOURNAL), &job)?)
     }
 }
 

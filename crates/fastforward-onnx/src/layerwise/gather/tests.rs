@@ -158,10 +158,10 @@ fn convolutions() {
 fn an_odd_row_of_padding_stands_before_or_after() {
     let windows = |auto: &str| {
         let op = operator("Conv", vec![auto_pad(auto)]);
-        let windows = super::super::unfold::Windows::new(&op, 1, 1, &[2]).unwrap();
+        let windows = super::super::layer::windows_of(&op, 1, 1, &[2]).unwrap();
         let mut rows = Vec::new();
         let unfolding = windows.on(&[1, 1, 3]).unwrap();
-        unfolding.write(&[1.0, 2.0, 3.0], 0, 0..unfolding.len, &mut rows);
+        unfolding.write(&[1.0, 2.0, 3.0], 0, 0..unfolding.count(), &mut rows);
         rows
     };
     assert_eq!(windows("SAME_UPPER"), [1.0, 2.0, 2.0, 3.0, 3.0, 0.0]);

@@ -1,7 +1,5 @@
 //! A weight's tiles, seen on the layer's matrix.
 
-use super::layer::transpose;
-
 /// Tiles of `[rows, columns]` on a layer's matrix, and the order of their parameters there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatrixTiles {
@@ -15,7 +13,7 @@ pub struct MatrixTiles {
 impl MatrixTiles {
     /// Tiles of `tile` on a weight of `shape`, of which the first axis is the matrix's rows, or its columns where it is
     /// transposed; `None` where they are no rectangles.
-    pub(super) fn new(shape: &[usize], tile: &[usize], is_transposed: bool) -> Option<Self> {
+    pub fn new(shape: &[usize], tile: &[usize], is_transposed: bool) -> Option<Self> {
         let (&rows, inner) = shape.split_first()?;
         let (&tile_rows, tile_inner) = tile.split_first()?;
         let columns: usize = inner.iter().product();
@@ -34,6 +32,11 @@ impl MatrixTiles {
         Some(Self { tile, grid, is_transposed })
     }
 
+    /// How many tiles there are.
+    pub fn num_tiles(&self) -> usize {
+        self.grid[0] * self.grid[1]
+    }
+
     /// The parameters in the order of the matrix's tiles.
     pub fn to_matrix(&self, parameters: &[f32]) -> Vec<f32> {
         match self.is_transposed {
@@ -49,6 +52,15 @@ impl MatrixTiles {
             _ => parameters.to_vec(),
         }
     }
+}
+
+/// `[rows, columns]` to `[columns, rows]`.
+///
+/// # Panics
+/// If `matrix` is not `[rows, columns]`.
+pub fn transpose<T: Copy>(matrix: &[T], rows: usize, columns: usize) -> Vec<T> {
+    assert_eq!(matrix.len(), rows * columns);
+    (0..columns).flat_map(|c| (0..rows).map(move |r| matrix[r * columns + c])).collect()
 }
 
 #[cfg(test)]

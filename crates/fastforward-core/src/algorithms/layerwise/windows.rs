@@ -2,29 +2,37 @@
 
 use std::ops::Range;
 
-use crate::proto::NodeProto;
-
 /// How a convolution's windows lie on its input `[batch, groups · channels, ..]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Windows {
-    channels: usize,
-    groups: usize,
-    kernel: Vec<usize>,
-    strides: Vec<usize>,
-    dilations: Vec<usize>,
-    padding: Padding,
+pub struct Windows {
+    /// Input channels of one group.
+    pub channels: usize,
+    /// Groups of channels.
+    pub groups: usize,
+    /// Taps along each axis, each at least 1.
+    pub kernel: Vec<usize>,
+    /// Input positions from one window to the next, along each axis; at least 1.
+    pub strides: Vec<usize>,
+    /// Input positions from one tap to the next, along each axis; at least 1.
+    pub dilations: Vec<usize>,
+    /// Zeros around the input.
+    pub padding: WindowPadding,
 }
 
+/// Zeros around the input of a convolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Padding {
+pub enum WindowPadding {
     /// Before each axis, then after each.
     Explicit(Vec<i64>),
     /// So much that there is an output for each `stride` inputs, an odd one before or after.
-    Same { odd_before: bool },
+    Same {
+        /// Whether it stands before.
+        odd_before: bool,
+    },
 }
 
 /// One axis of a concrete input.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Axis {
     extent: usize,
     outputs: usize,
@@ -32,54 +40,11 @@ struct Axis {
 }
 
 impl Windows {
-    pub(super) fn new(
-        node: &NodeProto,
-        channels: usize,
-        groups: usize,
-        kernel: &[usize],
-    ) -> Result<Self, String> {
-        let rank = kernel.len();
-        let list = |name: &str, default: i64, len: usize| -> Result<Vec<i64>, String> {
-            let Some(attribute) = node.find_attribute(name) else { return Ok(vec![default; len]) };
-            if attribute.ints.len() != len {
-                return Err(format!(
-                    "`{name}` has {} numbers, expected {len}",
-                    attribute.ints.len()
-                ));
-            }
-            Ok(attribute.ints.clone())
-        };
-        let positive = |name: &str| -> Result<Vec<usize>, String> {
-            let values = list(name, 1, rank)?;
-            let all = values.iter().map(|&v| usize::try_from(v).ok().filter(|&v| v > 0)).collect();
-            let all: Option<Vec<usize>> = all;
-            all.ok_or_else(|| format!("`{name}` is {values:?}, expected positive numbers"))
-        };
-        let auto = node
-            .find_attribute("auto_pad")
-            .map(|one| String::from_utf8_lossy(one.s()).into_owned());
-        let padding = match auto.as_deref() {
-            None | Some("" | "NOTSET") => Padding::Explicit(list("pads", 0, 2 * rank)?),
-            Some("VALID") => Padding::Explicit(vec![0; 2 * rank]),
-            Some("SAME_UPPER") => Padding::Same { odd_before: false },
-            Some("SAME_LOWER") => Padding::Same { odd_before: true },
-            Some(other) => return Err(format!("`auto_pad` is `{other}`")),
-        };
-        Ok(Self {
-            channels,
-            groups,
-            kernel: kernel.to_vec(),
-            strides: positive("strides")?,
-            dilations: positive("dilations")?,
-            padding,
-        })
-    }
-
     /// The windows on an input of this shape.
     ///
     /// # Errors
-    /// An input of another rank or number of channels.
-    pub(super) fn on(&self, shape: &[usize]) -> Result<Unfolding<'_>, String> {
+    /// An input of another rank or number of channels, an empty one; settings that are no convolution's.
+    pub fn on(&self, shape: &[usize]) -> Result<Unfolding<'_>, String> {
         let rank = self.kernel.len();
         let (&[batch, channels, ref extents @ ..], true) = (shape, shape.len() == rank + 2) else {
             return Err(format!("its input has shape {shape:?}, expected {} axes", rank + 2));
@@ -88,23 +53,44 @@ impl Windows {
         if channels != expected {
             return Err(format!("its input has {channels} channels, expected {expected}"));
         }
+        self.check()?;
+        if extents.contains(&0) {
+            return Err(format!("its input of shape {shape:?} is empty"));
+        }
         let axes: Vec<Axis> = (0..rank).map(|at| self.axis(at, extents[at])).collect();
         let positions: usize = axes.iter().map(|axis| axis.outputs).product();
         let plane = extents.iter().product();
         Ok(Unfolding { windows: self, len: batch * positions, axes, plane, positions })
     }
 
+    fn check(&self) -> Result<(), String> {
+        let rank = self.kernel.len();
+        for (what, found) in
+            [("kernel", &self.kernel), ("strides", &self.strides), ("dilations", &self.dilations)]
+        {
+            if found.len() != rank || found.contains(&0) {
+                return Err(format!("`{what}` is {found:?}, expected {rank} positive numbers"));
+            }
+        }
+        match &self.padding {
+            WindowPadding::Explicit(pads) if pads.len() != 2 * rank => {
+                Err(format!("{} paddings, expected {}", pads.len(), 2 * rank))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn axis(&self, at: usize, extent: usize) -> Axis {
         let (kernel, stride) = (self.kernel[at], self.strides[at]);
         let reach = (kernel - 1) * self.dilations[at] + 1;
         match &self.padding {
-            Padding::Explicit(pads) => {
+            WindowPadding::Explicit(pads) => {
                 let (before, after) = (pads[at], pads[at + self.kernel.len()]);
                 let room = extent as i64 + before + after - reach as i64;
                 let outputs = if room < 0 { 0 } else { room as usize / stride + 1 };
                 Axis { extent, outputs, before }
             }
-            Padding::Same { odd_before } => {
+            WindowPadding::Same { odd_before } => {
                 let outputs = extent.div_ceil(stride);
                 let total = (outputs.saturating_sub(1) * stride + reach).saturating_sub(extent);
                 let before = if *odd_before { total.div_ceil(2) } else { total / 2 };
@@ -115,7 +101,8 @@ impl Windows {
 }
 
 /// The windows of a convolution on one input.
-pub(super) struct Unfolding<'w> {
+#[derive(Debug)]
+pub struct Unfolding<'w> {
     windows: &'w Windows,
     axes: Vec<Axis>,
     /// Numbers of one channel of one image.
@@ -123,13 +110,18 @@ pub(super) struct Unfolding<'w> {
     /// Windows of one image.
     positions: usize,
     /// Windows of all images.
-    pub(super) len: usize,
+    len: usize,
 }
 
 impl Unfolding<'_> {
+    /// Windows of all images.
+    pub fn count(&self) -> usize {
+        self.len
+    }
+
     /// Writes some of the windows of one group: rows of `channels · kernel`, in the order of a weight's elements; zeros
     /// where a window reaches into the padding.
-    pub(super) fn write(&self, x: &[f32], group: usize, windows: Range<usize>, out: &mut Vec<f32>) {
+    pub fn write(&self, x: &[f32], group: usize, windows: Range<usize>, out: &mut Vec<f32>) {
         let Windows { channels, groups, kernel, .. } = self.windows;
         let mut offsets = vec![None; kernel.iter().product()];
         out.clear();

@@ -5,22 +5,24 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fastforward_core::files::write_whole;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::LayerOutcome;
-use crate::error::{Error, ErrorKind, Result};
+use crate::files::write_whole;
+use crate::{Error, ErrorKind};
 
 /// What a layer got.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Finished {
-    /// The weight on its grid, in the graph's layout; `None` where rounding to nearest is to decide.
-    pub(super) weight: Option<Vec<f32>>,
-    /// The scales and offsets of its quantizer.
-    pub(super) scale: Vec<f32>,
-    pub(super) offset: Option<Vec<f32>>,
-    pub(super) outcome: LayerOutcome,
+pub struct Finished {
+    /// The weight on its grid, in the layout of the graph or the parameter; `None` where rounding to nearest is to decide.
+    pub weight: Option<Vec<f32>>,
+    /// The scales of its quantizer.
+    pub scale: Vec<f32>,
+    /// The offsets.
+    pub offset: Option<Vec<f32>>,
+    /// What was done.
+    pub outcome: LayerOutcome,
 }
 
 /// A folder with one file per finished layer, in the order in which they were finished.
@@ -49,7 +51,7 @@ impl Journal {
     ///
     /// # Errors
     /// `Io` when the folder cannot be read or made.
-    pub fn open(folder: &Path, job: &str) -> Result<Self> {
+    pub fn open(folder: &Path, job: &str) -> Result<Self, Error> {
         let mut journal = Self { folder: folder.to_owned(), found: 0 };
         let text = fs::read_to_string(folder.join(JOB)).unwrap_or_default();
         let same = serde_json::from_str::<JobFile<'_>>(&text)
@@ -61,7 +63,7 @@ impl Journal {
             return Ok(journal);
         }
         journal.clear()?;
-        fs::create_dir_all(folder).map_err(|error| Error::io("make folder", folder, error))?;
+        fs::create_dir_all(folder).map_err(|error| failed("make", folder, error))?;
         let file = JobFile { schema_version: VERSION, job: job.into() };
         let text = serde_json::to_string(&file)
             .map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
@@ -75,7 +77,7 @@ impl Journal {
     }
 
     /// Whether an earlier run finished layer `number`.
-    pub(super) fn has(&self, number: usize) -> bool {
+    pub fn has(&self, number: usize) -> bool {
         number < self.found
     }
 
@@ -83,10 +85,10 @@ impl Journal {
     ///
     /// # Errors
     /// `Io` naming the folder.
-    pub fn clear(&self) -> Result<()> {
+    pub fn clear(&self) -> Result<(), Error> {
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove folder", &self.folder, error))
+                Err(failed("remove", &self.folder, error))
             }
             _ => Ok(()),
         }
@@ -97,7 +99,7 @@ impl Journal {
     }
 
     /// Layer `number` as an earlier run finished it; `None` if none did, or if the file is not what this program writes.
-    pub(super) fn read(&self, number: usize, slot: &str) -> Option<Finished> {
+    pub fn read(&self, number: usize, slot: &str) -> Option<Finished> {
         if number >= self.found {
             return None;
         }
@@ -126,7 +128,7 @@ impl Journal {
     ///
     /// # Errors
     /// `Io` naming the file.
-    pub(super) fn write(&self, number: usize, finished: &Finished) -> Result<()> {
+    pub fn write(&self, number: usize, finished: &Finished) -> Result<(), Error> {
         let bytes =
             |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         let mut tensors = vec![("scale", bytes(&finished.scale))];
@@ -140,14 +142,19 @@ impl Journal {
             .map(|(name, bytes)| {
                 Ok((*name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?))
             })
-            .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
             .map_err(|error| written(&error))?;
         let outcome = serde_json::to_string(&finished.outcome).map_err(|error| written(&error))?;
         let metadata = HashMap::from([("outcome".to_owned(), outcome)]);
         let text =
             safetensors::serialize(views, Some(metadata)).map_err(|error| written(&error))?;
-        Ok(write_whole(&self.file(number), |file| file.write_all(&text))?)
+        write_whole(&self.file(number), |file| file.write_all(&text))
     }
+}
+
+fn failed(what: &str, folder: &Path, source: std::io::Error) -> Error {
+    let text = format!("cannot {what} folder `{}`: {source}", folder.display());
+    Error::new(ErrorKind::Io, text).with_source(source)
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! How ranges and codes of one layer are chosen.
 
-use fastforward_core::config::{Algorithm, LayerInputs};
 use ff_kernels::{
     Affine, CandidateLayout, Candidates, GptqOptions, HessianFactor, IntegerGrid, KernelError,
     LayerMoments, NearestRounding, Parameters, RangeOptions, Tiling, activation_weighted_mse,
@@ -8,9 +7,15 @@ use ff_kernels::{
     reconstruction_losses, sequential_mse,
 };
 
-/// What a method looks at.
+use super::MatrixTiles;
+use crate::config::{Algorithm, LayerInputs};
+use crate::quantization::QuantizerSlot;
+use crate::quantization::affine::{AffineParameters, LinearQuantizerConfig, SavedQuantizer};
+use crate::{Error, ErrorKind};
+
+/// What an algorithm looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Seen {
+pub enum Seen {
     /// What the layer reads in float.
     Original,
     /// What it reads in the quantized network.
@@ -21,7 +26,7 @@ pub(super) enum Seen {
 
 impl Seen {
     /// What this algorithm looks at; `None` for one that looks at no data.
-    pub(super) fn of(algorithm: &Algorithm) -> Option<Self> {
+    pub fn of(algorithm: &Algorithm) -> Option<Self> {
         match (algorithm, algorithm.inputs()?) {
             (_, LayerInputs::Original) => Some(Self::Original),
             // Its Hessian has no place for a difference of inputs.
@@ -29,31 +34,65 @@ impl Seen {
             (_, LayerInputs::Quantized) => Some(Self::Paired),
         }
     }
+
+    /// Bytes of the sums over the inputs of a layer, at their most: while they become moments.
+    pub fn moment_bytes(self, columns: usize, groups: usize) -> u64 {
+        let matrix = 8 * (columns as u64).pow(2) * groups as u64;
+        match self {
+            Self::Original | Self::Quantized => 2 * matrix,
+            Self::Paired => 5 * matrix,
+        }
+    }
 }
 
-/// One layer to be decided, as matrices.
-pub(super) struct Problem {
+/// One layer whose weight is to be chosen, as matrices: one for each of its groups.
+#[derive(Clone, Debug)]
+pub struct LayerProblem {
     /// Rows of one group.
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) tile: [usize; 2],
-    pub(super) grid: IntegerGrid,
-    pub(super) range: RangeOptions,
-    pub(super) symmetric: bool,
+    rows: usize,
+    columns: usize,
+    tile: [usize; 2],
+    grid: IntegerGrid,
+    range: RangeOptions,
+    symmetric: bool,
     /// The weight in float, `[rows · groups, columns]`.
-    pub(super) weight: Vec<f32>,
+    weight: Vec<f32>,
     /// The weight on its grid, where a method decided each code; rounding to nearest does where none did.
-    pub(super) codes: Option<Vec<f32>>,
+    codes: Option<Vec<f32>>,
     /// One per tile of all groups, in the order of the matrix's tiles.
-    pub(super) scale: Vec<f32>,
-    pub(super) offset: Option<Vec<f32>>,
+    scale: Vec<f32>,
+    offset: Option<Vec<f32>>,
 }
 
-/// What a method did to a layer.
-pub(super) struct Step {
-    pub(super) loss_before: f64,
-    pub(super) loss: f64,
-    pub(super) rows_kept: usize,
+/// What an algorithm did to a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// `E‖W x - Ŵ x^‖²` before.
+    pub loss_before: f64,
+    /// The same after; never more.
+    pub loss: f64,
+    /// Output channels that were left as they were.
+    pub rows_kept: usize,
+}
+
+/// The settings and parameters of the quantizer of a weight.
+///
+/// # Errors
+/// [`ErrorKind::UnsetQuantizer`] without a range, [`ErrorKind::Unsupported`] for one that has no scales that are set before.
+pub fn calibrated(
+    slot: &QuantizerSlot,
+) -> Result<(LinearQuantizerConfig, AffineParameters), Error> {
+    match slot.quantizer().to_saved() {
+        Some(SavedQuantizer::Linear(config, Some(parameters))) => Ok((config, parameters)),
+        Some(SavedQuantizer::Linear(_, None)) => Err(Error::new(
+            ErrorKind::UnsetQuantizer,
+            "its quantizer has no range; calibrate first",
+        )),
+        _ => Err(Error::new(
+            ErrorKind::Unsupported,
+            "its quantizer is none with scales that are set before",
+        )),
+    }
 }
 
 /// What is decided for one group.
@@ -63,11 +102,75 @@ struct Decision {
     rows_kept: usize,
 }
 
-impl Problem {
+impl LayerProblem {
+    /// The problem of a weight `[rows · groups, columns]` with a quantizer of these settings and parameters, whose `tiles` lie
+    /// on it so.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidData`] where sizes do not fit each other, and what is wrong with the grid.
+    pub fn new(
+        (config, parameters): (&LinearQuantizerConfig, &AffineParameters),
+        tiles: &MatrixTiles,
+        (groups, columns): (usize, usize),
+        weight: Vec<f32>,
+    ) -> Result<Self, Error> {
+        let rows = weight.len().checked_div(groups * columns).unwrap_or(0);
+        let num_tiles = tiles.num_tiles();
+        let [tile_rows, tile_columns] = tiles.tile;
+        let fits = rows * groups * columns == weight.len()
+            && rows > 0
+            && tile_rows * tile_columns * num_tiles == weight.len()
+            && (tile_rows.is_multiple_of(rows) || rows.is_multiple_of(tile_rows))
+            && columns.is_multiple_of(tile_columns)
+            && parameters.scale.len() == num_tiles
+            && parameters.offset.as_ref().is_none_or(|offset| offset.len() == num_tiles);
+        if !fits {
+            return Err(Error::new(
+                ErrorKind::InvalidData,
+                format!(
+                    "{} weights in {groups} groups of {columns} columns do not fit {num_tiles} tiles of {:?} and {} scales",
+                    weight.len(),
+                    tiles.tile,
+                    parameters.scale.len()
+                ),
+            ));
+        }
+        Ok(Self {
+            rows,
+            columns,
+            tile: tiles.tile,
+            grid: parameters.grid()?,
+            range: config.range.options(),
+            symmetric: config.range.symmetric,
+            weight,
+            codes: None,
+            scale: tiles.to_matrix(&parameters.scale),
+            offset: parameters.offset.as_deref().map(|offset| tiles.to_matrix(offset)),
+        })
+    }
+
+    /// The weight on its grid, `[rows · groups, columns]`; `None` where rounding to nearest decides.
+    pub fn codes(&self) -> Option<&[f32]> {
+        self.codes.as_deref()
+    }
+
+    /// The scale of each tile, in the order of the matrix's tiles.
+    pub fn scale(&self) -> &[f32] {
+        &self.scale
+    }
+
+    /// The offset of each tile, if there are any.
+    pub fn offset(&self) -> Option<&[f32]> {
+        self.offset.as_deref()
+    }
+
     /// Lets one algorithm work on the layer; `moments` are those it looks at, of each group.
     ///
-    /// What it finds is taken back where the output's error got larger by it.
-    pub(super) fn apply(
+    /// What it finds is taken back where the output's error got larger by it. An algorithm of another stage changes nothing.
+    ///
+    /// # Errors
+    /// Moments of another number of inputs, and what the algorithm refuses.
+    pub fn apply(
         &mut self,
         algorithm: &Algorithm,
         moments: &[LayerMoments],
@@ -93,7 +196,10 @@ impl Problem {
     }
 
     /// `E‖W x - Ŵ x^‖²` of the layer as it is decided now.
-    pub(super) fn loss(&self, moments: &[LayerMoments]) -> Result<f64, KernelError> {
+    ///
+    /// # Errors
+    /// Moments of another number of inputs.
+    pub fn loss(&self, moments: &[LayerMoments]) -> Result<f64, KernelError> {
         let mut sum = 0.0;
         for (group, moments) in moments.iter().enumerate() {
             let rounded = self.rounded(group)?;
@@ -104,7 +210,10 @@ impl Problem {
     }
 
     /// `E‖W x‖²`: what the loss is a part of.
-    pub(super) fn signal(&self, moments: &[LayerMoments]) -> Result<f64, KernelError> {
+    ///
+    /// # Errors
+    /// Moments of another number of inputs.
+    pub fn signal(&self, moments: &[LayerMoments]) -> Result<f64, KernelError> {
         let mut sum = 0.0;
         for (group, moments) in moments.iter().enumerate() {
             let weight = self.weight_of(group);
