@@ -27,12 +27,14 @@ def milliseconds(path):
     return times
 
 
-TURN = re.compile(r"^(?P<name>\S+) +(?P<work>[\d.]+) ms +limit +(?P<limit>[\d.]+) ms +(?P<ratio>[\d.]+)x$")
+TURN = re.compile(
+    r"^(?P<name>\S+) +(?P<work>[\d.]+) ms +limit +(?P<limit>[\d.]+) ms +(?P<ratio>[\d.]+)x +again +(?P<again>[\d.]+) ms$"
+)
 
 
 def turns(path):
-    """{"file/work": (milliseconds, those of the limit, median quotient)} of the bench that measures both in turns."""
+    """{"file/work": (milliseconds, those of the limit, median quotient, milliseconds when repeated)} of the bench that measures both in turns."""
     file = pathlib.Path(path).name.split(".")[0]
     with open(path, encoding="utf-8") as lines:
         found = [row for line in lines if (row := TURN.match(line.rstrip("\n")))]
-    return {f"{file}/{row['name']}": tuple(float(row[part]) for part in ("work", "limit", "ratio")) for row in found}
+    return {f"{file}/{row['name']}": tuple(float(row[part]) for part in ("work", "limit", "ratio", "again")) for row in found}

@@ -1,8 +1,9 @@
 //! What memory-bound work costs beside a copy, or a reading, of the same bytes.
 //!
 //! Each sample is the limit, then the work: where the rate of memory changes from minute to minute, or with what
-//! neighbours do, both see the same. Prints a line for each work: its median in milliseconds, that of the limit, and the
-//! median of their quotients. `FF_BENCH_THREADS=2` sets the threads; words select lines that have one of them.
+//! neighbours do, both see the same. Prints a line for each work: its median in milliseconds, that of the limit, the median
+//! of their quotients, and the median of the work done again and again with nothing between, which finds what the last cache
+//! holds of its data. `FF_BENCH_THREADS=2` sets the threads; words select lines that have one of them.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -112,10 +113,13 @@ impl Table {
                 ratios.push(work / limit);
             }
         }
-        let [work, limit, ratio] = [works, limits, ratios].map(median);
+        let again = (0..=samples).map(|_| timed(&mut work)).collect();
+        let [work, limit, ratio, again] = [works, limits, ratios, again].map(median);
         #[expect(clippy::print_stdout, reason = "what a bench is for")]
         {
-            println!("{name:24} {work:8.2} ms  limit {limit:8.2} ms  {ratio:5.2}x");
+            println!(
+                "{name:24} {work:8.2} ms  limit {limit:8.2} ms  {ratio:5.2}x  again {again:8.2} ms"
+            );
         }
     }
 }

@@ -3,6 +3,7 @@
 mod backward;
 mod packed;
 mod quotient;
+mod reach;
 mod reference;
 
 pub use backward::{Gradients, fake_quantize_backward};
@@ -16,9 +17,10 @@ use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use self::quotient::{Corrected, Divided, Quotient};
+use self::reach::Reach;
 use crate::error::{KernelError, KernelErrorKind, SITES_SHOWN, check_len};
 use crate::grid::{Code, IntegerGrid};
-use crate::map::{Map, Step, map};
+use crate::map::{Map, Step, map, one_by_one};
 use crate::tiling::Tiling;
 
 /// Affine parameters: one scale, and maybe one offset, per tile.
@@ -222,6 +224,19 @@ impl<C: Code, Q: Quotient> Map for Quantize<C, Q> {
     #[inline(always)]
     fn odd(&self, x: f32) -> bool {
         x.is_nan()
+    }
+
+    #[inline(always)]
+    fn alike(&self, x: &[f32], step: Step, out: &mut [C]) -> bool {
+        /// Fewer elements do not pay for the two divisions that find the reach.
+        const MIN_LEN: usize = 256;
+        if Q::BY_INVERSE
+            && x.len() >= MIN_LEN
+            && let Some(reach) = Reach::new(self.grid, step)
+        {
+            return reach.quantize(x, step, out);
+        }
+        one_by_one(self, x, step, out)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::simd::{Vectorized, dispatch};
 use crate::stream::{self, Sink};
 use crate::tiling::{Plan, Tiles, Tiling, Walk};
 
-/// An elementwise kernel. Both methods must be `#[inline(always)]`.
+/// An elementwise kernel. All methods must be `#[inline(always)]`.
 pub(crate) trait Map: Sync {
     type In: Copy + Default + Send + Sync;
     type Out: Copy + Default + Send;
@@ -22,6 +22,27 @@ pub(crate) trait Map: Sync {
         let _ = x;
         false
     }
+    /// The outputs of elements that share their parameters, as [`Self::one`] makes them. Whether one was odd.
+    #[inline(always)]
+    fn alike(&self, x: &[Self::In], step: Step, out: &mut [Self::Out]) -> bool {
+        one_by_one(self, x, step, out)
+    }
+}
+
+/// [`Map::alike`] for all kernels.
+#[inline(always)]
+pub(crate) fn one_by_one<M: Map + ?Sized>(
+    kernel: &M,
+    x: &[M::In],
+    step: Step,
+    out: &mut [M::Out],
+) -> bool {
+    let mut odd = false;
+    for (out, &x) in out.iter_mut().zip(x) {
+        odd |= kernel.odd(x);
+        *out = kernel.one(x, step);
+    }
+    odd
 }
 
 /// The parameters of an element.
@@ -228,13 +249,7 @@ fn one_tile<M: Map>(
     let scale = affine.scale[tile];
     let inverse = if M::BY_INVERSE { 1.0 / scale } else { 0.0 };
     let offset = affine.offset.map_or(0.0, |o| o[tile]);
-    let step = Step { scale, inverse, offset };
-    let mut odd = false;
-    for (out, &x) in out.iter_mut().zip(x) {
-        odd |= kernel.odd(x);
-        *out = kernel.one(x, step);
-    }
-    odd
+    kernel.alike(x, Step { scale, inverse, offset }, out)
 }
 
 /// The outputs of elements that have parameters of their own. Whether one was odd.

@@ -294,3 +294,55 @@ fn empty_data_is_fine() {
     let tiling = Tiling::whole(&[0]).unwrap();
     assert_eq!(min_max(&[], &tiling).unwrap().tiles_without_data(), [0]);
 }
+
+/// Inputs around the ties and the ends of a grid, and those no code is near, in one tile.
+#[test]
+fn long_tiles_have_the_codes_of_each_element() {
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut ends = [0usize; 2];
+    for _ in 0..if cfg!(debug_assertions) { 300 } else { 3000 } {
+        let grid = IntegerGrid::signed(2 + (next() % 22) as u32).unwrap();
+        let scale = f32::from_bits(next() as u32 & 0x007f_ffff | 0x3f80_0000)
+            * 2f32.powi((next() % 120) as i32 - 60);
+        // Offsets near the grid, and some so large that quotients lose their last bits.
+        let offset = (next() % 4096) as f32 / 16.0 - 128.0;
+        let offset = if next().is_multiple_of(4) { offset * 65_536.0 } else { offset };
+        let mut x = vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 1e-45];
+        while x.len() < 600 {
+            let code = match next() % 4 {
+                0 => grid.lo(),
+                1 => grid.hi(),
+                _ => grid.lo() + (next() % (grid.hi() - grid.lo() + 1) as u64) as i32,
+            };
+            let half = (next() % 5) as f32 * 0.5 - 1.0;
+            let at = (code as f32 + half + offset.round_ties_even()) * scale;
+            x.extend([at, at.next_up(), at.next_down(), at.next_up().next_up()]);
+        }
+        let tiling = Tiling::whole(&[x.len()]).unwrap();
+        let affine = Affine { scale: &[scale], offset: Some(&[offset]) };
+        let expected = quantize_reference(&x, &tiling, affine, grid).unwrap();
+        let mut codes = vec![0i32; x.len()];
+        quantize(&x, &tiling, affine, grid, &mut codes).unwrap();
+        for ((x, code), expected) in x.iter().zip(&codes).zip(&expected) {
+            assert_eq!(Some(*code), *expected, "{x:e} / {scale:e} - {offset}, {grid:?}");
+            ends[0] += usize::from(*code == grid.lo());
+            ends[1] += usize::from(*code == grid.hi());
+        }
+        // The reach is used: everything above would hold without it, too.
+        if grid.hi() < 1 << 15 && offset.abs() < 256.0 {
+            let step = Step { scale, inverse: 1.0 / scale, offset };
+            assert!(Reach::new(Bounds::new(grid), step).is_some(), "{scale:e} {offset} {grid:?}");
+        }
+        let at = next() as usize % x.len();
+        x[at] = f32::from_bits(0x7f80_0001 | next() as u32 & 0x807f_ffff);
+        let error = quantize(&x, &tiling, affine, grid, &mut codes).unwrap_err();
+        assert_eq!(error.to_string(), format!("1 NaN in the data, at element {at}"));
+    }
+    assert!(ends.iter().all(|&n| n > 10_000), "{ends:?}");
+}
