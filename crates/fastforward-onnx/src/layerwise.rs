@@ -10,6 +10,7 @@
 //! behind it knows of operators and axes. [`choose_weights`] goes through the layers; what looks at data is handed moments
 //! of what it asks for: inputs in float, in the quantized network, or both. [`refine_offsets`] needs no data.
 
+mod float;
 mod gather;
 mod layer;
 mod offsets;
@@ -18,6 +19,7 @@ mod run;
 pub use fastforward_core::algorithms::layerwise::{
     Journal, LayerOutcome, MatrixTiles, StepOutcome,
 };
+pub(crate) use float::{float_moments, float_moments_bytes};
 pub use layer::{LinearLayer, NoLayer, linear_layers};
 pub use offsets::{OffsetOutcome, refine_offsets};
 pub use run::{Context, LayerProgress, LayerTask, choose_weights};

@@ -94,6 +94,31 @@ fn algorithms_regain_what_two_bits_lose() {
 }
 
 #[test]
+fn awq_says_what_each_layer_gains_and_what_cannot_move() {
+    let text = "[[algorithm]]\ntype = \"awq\"\nquery = \"**/[cls:Gemm]\"\nsteps = 10";
+    let bench = two_bits(text);
+    let model = examples().join("digits/digits_mlp.onnx");
+    let model = model.to_str().unwrap();
+    let output = bench.run(&["quantize", model, "--config", "w2.toml", "--out", "out"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = report(&bench);
+    let awq = &report["algorithms"][0];
+    let changes = awq["changes"].as_array().unwrap();
+    assert!(!changes.is_empty(), "{awq}");
+    for change in changes {
+        assert!(change["after"].as_f64() < change["before"].as_f64(), "{change}");
+    }
+    let kept = awq["kept"].as_array().unwrap();
+    assert!(kept.iter().any(|one| one.as_str().unwrap().contains("(Flatten)")), "{awq}");
+    // The float network is the one that was given: powers of two change no number.
+    let models = report["evaluation"]["models"].as_array().unwrap();
+    assert!(models[0]["metrics"][0]["value"].as_f64() > Some(0.9), "{models:#?}");
+    let plan = bench.run(&["plan", model, "--config", "w2.toml"]);
+    let plan = String::from_utf8(plan.stdout).unwrap();
+    assert!(plan.lines().any(|line| line.contains("awq") && line.contains("3")), "{plan}");
+}
+
+#[test]
 fn the_same_bytes_with_any_number_of_threads() {
     let bench = two_bits(ALL);
     let run = |threads: &str| {
@@ -187,6 +212,10 @@ fn what_cannot_work_is_refused_before_anything_is_computed() {
             "matches no weight that `gptq` can work on",
         ),
         ("[[algorithm]]\ntype = \"hqq\"", "symmetric = false"),
+        (
+            "[[algorithm]]\ntype = \"awq\"\nquery = \"**/[cls:Relu]\"",
+            "matches no weight that `awq` can work on",
+        ),
         (
             "[[algorithm]]\ntype = \"gptq\"\n[[algorithm]]\ntype = \"sequential_mse\"",
             "chooses ranges of weights whose codes `gptq`",

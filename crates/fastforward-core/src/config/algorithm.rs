@@ -50,6 +50,13 @@ pub enum Algorithm {
         /// `rounding`
         rounding: ScaleRounding,
     },
+    /// `awq`: inputs that matter made small and their weights large, by the error of the layers' outputs (arXiv 2306.00978).
+    Awq {
+        /// `steps`: exponents that are tried beside 0.
+        steps: usize,
+        /// `rounding`
+        rounding: ScaleRounding,
+    },
     /// `join_ranges`: one range for what targets compute on one grid.
     JoinRanges {
         /// `concatenations`: the inputs and the output of each `Concat`.
@@ -161,6 +168,10 @@ pub(super) const DEAD_COLUMNS: [(&str, DeadColumns); 2] =
 pub(super) const CANDIDATES: usize = 100;
 /// The most ranges that can be tried: a step of the finest is below what a float resolves long before.
 const MAX_CANDIDATES: i64 = 10_000;
+/// How many exponents are tried where the file does not say, as in the paper's program.
+pub(super) const STEPS: usize = 20;
+/// The most exponents that can be tried: factors of neighbours differ by less than rounding long before.
+const MAX_STEPS: i64 = 1_000;
 
 impl Algorithm {
     /// The name in a configuration and in reports.
@@ -169,6 +180,7 @@ impl Algorithm {
             Self::Equalize { .. } => "equalize",
             Self::AbsorbBias { .. } => "absorb_bias",
             Self::Smooth { .. } => "smooth",
+            Self::Awq { .. } => "awq",
             Self::JoinRanges { .. } => "join_ranges",
             Self::SequentialMse { .. } => "sequential_mse",
             Self::ActivationWeightedMse { .. } => "activation_weighted_mse",
@@ -183,9 +195,10 @@ impl Algorithm {
     /// When it runs.
     pub fn stage(&self) -> AlgorithmStage {
         match self {
-            Self::Equalize { .. } | Self::AbsorbBias { .. } | Self::Smooth { .. } => {
-                AlgorithmStage::Prepare
-            }
+            Self::Equalize { .. }
+            | Self::AbsorbBias { .. }
+            | Self::Smooth { .. }
+            | Self::Awq { .. } => AlgorithmStage::Prepare,
             Self::JoinRanges { .. } | Self::Hqq { .. } => AlgorithmStage::Ranges,
             Self::BiasCorrection { .. } => AlgorithmStage::Correct,
             _ => AlgorithmStage::Weights,
@@ -216,10 +229,11 @@ impl fmt::Display for Algorithm {
     }
 }
 
-pub(super) const TYPES: [&str; 11] = [
+pub(super) const TYPES: [&str; 12] = [
     "equalize",
     "absorb_bias",
     "smooth",
+    "awq",
     "join_ranges",
     "sequential_mse",
     "activation_weighted_mse",
@@ -236,6 +250,7 @@ fn keys_of(name: &str) -> &'static [&'static str] {
         "equalize" => &["rounding", "relu6", "bound_biases"],
         "absorb_bias" => &["amount"],
         "smooth" => &["alpha", "rounding"],
+        "awq" => &["query", "steps", "rounding"],
         "join_ranges" => &["concatenations", "additions"],
         "sequential_mse" | "activation_weighted_mse" => &["query", "inputs", "candidates"],
         "gptq" => &[
@@ -308,10 +323,11 @@ fn read_options(name: &str, fields: &Fields<'_, '_>) -> Option<Algorithm> {
     let number = |key: &str, default: f64, expected: &str, fits: fn(f64) -> bool| {
         fields.number(key, expected, fits).unwrap_or(default)
     };
-    let candidates = || {
-        let found = fields.integer("candidates", 1..=MAX_CANDIDATES);
-        found.and_then(|count| usize::try_from(count).ok()).unwrap_or(CANDIDATES)
+    let up_to = |key: &str, most: i64, default: usize| {
+        let found = fields.integer(key, 1..=most);
+        found.and_then(|count| usize::try_from(count).ok()).unwrap_or(default)
     };
+    let candidates = || up_to("candidates", MAX_CANDIDATES, CANDIDATES);
     let narrow = |key: &str, default: f32, expected: &str, fits: fn(f32) -> bool| {
         let fits = |x: f64| (x as f32).is_finite() && fits(x as f32);
         fields.number(key, expected, fits).map_or(default, |value| value as f32)
@@ -329,6 +345,7 @@ fn read_options(name: &str, fields: &Fields<'_, '_>) -> Option<Algorithm> {
             alpha: number("alpha", 0.5, "from 0 to 1", |x| (0.0..=1.0).contains(&x)),
             rounding: rounding(),
         },
+        "awq" => Algorithm::Awq { steps: up_to("steps", MAX_STEPS, STEPS), rounding: rounding() },
         "join_ranges" => Algorithm::JoinRanges {
             concatenations: flag("concatenations", true),
             additions: flag("additions", false),

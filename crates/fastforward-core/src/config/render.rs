@@ -167,6 +167,9 @@ fn render_algorithm(entry: &AlgorithmEntry) -> Section {
         Algorithm::Smooth { alpha, rounding } => section
             .with("alpha", float(*alpha))
             .with("rounding", quoted(name_of(&algorithm::ROUNDINGS, *rounding))),
+        Algorithm::Awq { steps, rounding } => section
+            .with("steps", steps)
+            .with("rounding", quoted(name_of(&algorithm::ROUNDINGS, *rounding))),
         Algorithm::JoinRanges { concatenations, additions } => {
             section.with("concatenations", concatenations).with("additions", additions)
         }

@@ -113,6 +113,16 @@ impl LinearLayer {
         }))
     }
 
+    /// Whether another layer multiplies the same rows of the same value.
+    pub(crate) fn sees_the_same(&self, other: &Self) -> bool {
+        let same_rows = match (&self.form, &other.form) {
+            (Form::Dense { .. }, Form::Dense { .. }) => true,
+            (Form::Windows(own), Form::Windows(others)) => own == others,
+            _ => false,
+        };
+        same_rows && self.value == other.value && self.columns == other.columns
+    }
+
     /// The weight's shape in the graph.
     pub fn shape(&self) -> &[usize] {
         &self.shape

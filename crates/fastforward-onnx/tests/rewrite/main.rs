@@ -1,6 +1,7 @@
 //! Rewrites that prepare a graph for few bits: what they keep, what they gain, and why they refuse.
 
 mod absorb_bias;
+mod awq;
 mod correct_bias;
 #[path = "../quantize/data.rs"]
 mod data;

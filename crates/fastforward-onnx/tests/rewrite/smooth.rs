@@ -13,7 +13,7 @@ use fastforward_onnx::shapes::ShapeTable;
 use fastforward_onnx::tensor::Tensor;
 
 use crate::quantized::{change, digits};
-use crate::support::{bits, graph, graph_with, numbers, output, with};
+use crate::support::{bits, graph, graph_with, numbers, output, with, with_ints};
 
 /// The largest magnitude of each channel of all values that can be smoothed.
 fn maxima(
@@ -99,6 +99,22 @@ fn the_parameters_of_many_nodes_take_the_factors() {
     let (_, report) = check(graph(&[2, 3, 6, 6], nodes, &weights), false);
     assert_eq!(report.smoothed.len(), 1);
     assert_eq!(report.kept[0].reason, "`x` is computed by no node");
+
+    // Pooling looks at each channel by itself.
+    let pool = |op: &str, name: &str, x: &str, y: &str| {
+        let node = with_ints(node(op, name, &[x], &[y]), "kernel_shape", &[2, 2]);
+        with_ints(node, "strides", &[1, 1])
+    };
+    let nodes = vec![
+        node("Conv", "c", &["x", "w1", "b1"], &["a"]),
+        pool("MaxPool", "p1", "a", "b"),
+        with_ints(pool("AveragePool", "p2", "b", "v"), "pads", &[1, 0, 0, 1]),
+        node("Conv", "d", &["v", "w2"], &["y"]),
+    ];
+    let weights: [(&str, &[usize]); 3] =
+        [("w1", &[6, 3, 3, 3]), ("b1", &[6]), ("w2", &[4, 6, 2, 2])];
+    let (_, report) = check(graph(&[2, 3, 9, 9], nodes, &weights), false);
+    assert_eq!(report.smoothed[0].producer, "c");
 }
 
 #[test]

@@ -278,6 +278,7 @@ impl LayerProblem {
             | Algorithm::Equalize { .. }
             | Algorithm::AbsorbBias { .. }
             | Algorithm::Smooth { .. }
+            | Algorithm::Awq { .. }
             | Algorithm::BiasCorrection { .. } => {
                 Decision { parameters: None, codes: None, rows_kept: 0 }
             }

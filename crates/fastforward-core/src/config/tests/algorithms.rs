@@ -31,6 +31,11 @@ amount = "three_sigma"
 type = "smooth"
 alpha = 0.75
 [[algorithm]]
+type = "awq"
+query = "**/[cls:MatMul]"
+steps = 10
+rounding = "unrounded"
+[[algorithm]]
 type = "join_ranges"
 additions = true
 [[algorithm]]
@@ -76,19 +81,20 @@ fn every_type_with_its_options() {
             bound_biases: false
         }
     );
-    let Algorithm::Gptq { factor, options, inputs } = &found[6] else { panic!("{:?}", found[6]) };
+    assert_eq!(found[3], Algorithm::Awq { steps: 10, rounding: ScaleRounding::Unrounded });
+    let Algorithm::Gptq { factor, options, inputs } = &found[7] else { panic!("{:?}", found[7]) };
     assert_eq!((factor.perc_damp, factor.act_order, options.block_size), (0.1, true, 64));
     assert!(options.static_groups);
     assert_eq!(*inputs, LayerInputs::Original);
-    let Algorithm::AdaRound { options, inputs } = &found[7] else { panic!("{:?}", found[7]) };
+    let Algorithm::AdaRound { options, inputs } = &found[8] else { panic!("{:?}", found[8]) };
     assert_eq!((options.iterations, options.learning_rate, options.descent), (200, 0.1, false));
     assert_eq!(*inputs, LayerInputs::Quantized);
-    assert_eq!(found[10], Algorithm::BiasCorrection { method: BiasMethod::Analytic });
+    assert_eq!(found[11], Algorithm::BiasCorrection { method: BiasMethod::Analytic });
     let names: Vec<&str> = found.iter().map(Algorithm::name).collect();
     assert_eq!(names, super::super::algorithm::TYPES);
     let stages: Vec<AlgorithmStage> = found.iter().map(Algorithm::stage).collect();
     assert_eq!(
-        stages[8..],
+        stages[9..],
         [AlgorithmStage::Weights, AlgorithmStage::Ranges, AlgorithmStage::Correct]
     );
     let silent: Vec<&str> =
@@ -149,6 +155,9 @@ fn mistakes_are_shown_at_their_place() {
         ("type = \"adaround\"\nlearning_rate = 1e60", "`learning_rate` must be positive"),
         ("type = \"adaround\"\ninputs = \"float\"", "unknown inputs `float`"),
         ("type = \"smooth\"\nalpha = 1.5", "`alpha` must be from 0 to 1"),
+        ("type = \"awq\"\nsteps = 0", "`steps` must be 1 to 1000"),
+        ("type = \"awq\"\nsteps = 1001", "`steps` must be 1 to 1000"),
+        ("type = \"awq\"\nalpha = 0.5", "unknown key `alpha` in [[algorithm]] of type `awq`"),
         ("type = \"hqq\"\nkappa = 0.5", "`kappa` must be at least 1"),
         (
             "type = \"equalize\"\nquery = \"**\"",

@@ -34,15 +34,13 @@ pub struct PlannedAlgorithm {
 pub(in crate::pipeline) fn plan(job: &Job) -> Result<(Vec<PlannedAlgorithm>, Vec<String>)> {
     let mut planned = Vec::new();
     let mut problems = Vec::new();
-    let needs_layers =
-        job.config.algorithms.iter().any(|one| one.algorithm.stage() == AlgorithmStage::Weights);
+    let needs_layers = job.config.algorithms.iter().any(|one| looks_at_layers(&one.algorithm));
     let (layers, others) = match needs_layers && !job.model.is_weights() {
         true => linear_layers(&job.model, &job.tree)?,
         false => Default::default(),
     };
     for (entry, query) in job.config.algorithms.iter().zip(&job.targets) {
         let name = entry.algorithm.name();
-        let stage = entry.algorithm.stage();
         let mut plan = PlannedAlgorithm {
             line: entry.line,
             algorithm: name,
@@ -60,8 +58,8 @@ pub(in crate::pipeline) fn plan(job: &Job) -> Result<(Vec<PlannedAlgorithm>, Vec
             planned.push(plan);
             continue;
         }
-        let is_whole = matches!(entry.algorithm, Algorithm::JoinRanges { .. });
-        if is_whole || matches!(stage, AlgorithmStage::Prepare | AlgorithmStage::Correct) {
+        let looks_at_offsets = matches!(entry.algorithm, Algorithm::Hqq { .. });
+        if !looks_at_offsets && !looks_at_layers(&entry.algorithm) {
             planned.push(plan);
             continue;
         }
@@ -75,7 +73,7 @@ pub(in crate::pipeline) fn plan(job: &Job) -> Result<(Vec<PlannedAlgorithm>, Vec
         };
         let is_meant = |site: &str| matched.as_ref().is_none_or(|names| is_matched(names, site));
         let mut kept = Vec::new();
-        if stage == AlgorithmStage::Ranges {
+        if looks_at_offsets {
             for site in weight_slots(job).filter(|site| is_meant(&site.name)) {
                 match offsets_problem(site) {
                     None => plan.slots.push(site.name.clone()),
@@ -109,6 +107,11 @@ pub(in crate::pipeline) fn plan(job: &Job) -> Result<(Vec<PlannedAlgorithm>, Vec
     }
     problems.extend(order_problems(job, &planned));
     Ok((planned, problems))
+}
+
+/// Whether an algorithm works on layers, each by itself: those that have a query, but for `hqq`, which needs no layer.
+fn looks_at_layers(algorithm: &Algorithm) -> bool {
+    algorithm.stage() == AlgorithmStage::Weights || matches!(algorithm, Algorithm::Awq { .. })
 }
 
 /// Ranges that are chosen for codes that were.

@@ -6,14 +6,15 @@ use std::time::Instant;
 use fastforward_core::algorithms::equalization::EqualizationOptions;
 use fastforward_core::config::{Algorithm, AlgorithmEntry, AlgorithmStage};
 
-use super::AlgorithmReport;
+use super::weights::share;
+use super::{AlgorithmReport, plan};
 use crate::error::{Error, Result};
 use crate::graph::Model;
 use crate::pipeline::quantize::batches;
 use crate::pipeline::{Job, Progress, Samples, Stage};
 use crate::rewrite::{
-    AbsorbOptions, EqualizeOptions, SmoothOptions, absorb_biases, absorbable_values,
-    channel_statistics, equalize, smooth, smoothable_values,
+    AbsorbOptions, AwqOptions, EqualizeOptions, SmoothOptions, absorb_biases, absorbable_values,
+    awq, channel_statistics, equalize, smooth, smoothable_values,
 };
 use crate::shapes::ShapeTable;
 
@@ -30,7 +31,7 @@ impl Job {
         for (at, entry) in self.algorithms(AlgorithmStage::Prepare) {
             progress.start(Stage::Algorithm(entry.algorithm.name()), 0);
             let started = Instant::now();
-            let report = self.prepare(entry, &mut model, samples, shapes)?;
+            let report = self.prepare(at, entry, &mut model, samples, shapes)?;
             reports.insert(at, report);
             progress.algorithm(at, started.elapsed().as_secs_f64());
             progress.finish();
@@ -42,6 +43,7 @@ impl Job {
 
     fn prepare(
         &self,
+        at: usize,
         entry: &AlgorithmEntry,
         model: &mut Model,
         samples: Option<&Samples>,
@@ -112,6 +114,26 @@ impl Job {
                 }
                 let kept = found.kept.iter();
                 report.kept.extend(kept.map(|one| format!("`{}`: {}", one.value, one.reason)));
+                report
+            }
+            Algorithm::Awq { steps, rounding } => {
+                // What was rewritten before has nodes of its own.
+                let job = self.on(model.clone())?;
+                let planned = plan(&job)?.0.swap_remove(at);
+                let options = AwqOptions { steps, rounding, shapes, run: self.run_options() };
+                let data = || batches(samples);
+                let found = awq(model, &job.tree, &planned.slots, data, &options)?;
+                let measure = "error of a layer's output rounded to nearest, as part of its power";
+                let mut report = AlgorithmReport::new(entry, measure);
+                for one in found.scaled.iter().flat_map(|one| &one.layers) {
+                    let (before, after) = (one.loss_before, one.loss);
+                    let after = Some(share(after, one.signal));
+                    report.change(&one.layer, share(before, one.signal), after);
+                }
+                report.kept = planned.kept;
+                let kept = found.kept.iter();
+                report.kept.extend(kept.map(|one| format!("`{}`: {}", one.value, one.reason)));
+                report.moment_bytes = Some(found.moment_bytes);
                 report
             }
             ref other => AlgorithmReport::new(entry, other.name()),

@@ -110,7 +110,8 @@ impl Job {
     }
 }
 
-fn share(loss: f64, signal: f64) -> f64 {
+/// A loss as a part of the power of what it is a loss of.
+pub(super) fn share(loss: f64, signal: f64) -> f64 {
     if signal > 0.0 { loss / signal } else { loss }
 }
 
