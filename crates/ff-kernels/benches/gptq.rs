@@ -7,6 +7,10 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use ff_kernels::*;
 
+/// The program's allocator: results of earlier runs are not paged in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let threads = std::env::var("FF_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     rayon::ThreadPoolBuilder::new()

@@ -274,9 +274,11 @@ impl Fused<f32> for Round<'_> {
             #[inline(always)]
             |strip, column, sums, pivot| {
                 let weight = strip.weight[column];
+                // Known before the sums are, unlike a quotient.
+                let inverse = 1.0 / pivot;
                 let mut corrected = Lane::default();
                 for r in 0..WIDTH {
-                    corrected[r] = weight[r] + sums[r] / pivot;
+                    corrected[r] = weight[r] + sums[r] * inverse;
                 }
                 let rounded = lookup.nearest(order[column], &corrected);
                 let (mut lost, mut errors) = (Lane::default(), Lane::default());
