@@ -9,12 +9,14 @@ mod fashion_cnn;
 #[path = "../../../examples/tutorials/support.rs"]
 mod support;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 
 use assert_cmd::cargo::CommandCargoExt;
 use candle_core::Tensor;
 use fashion_cnn::{BatchNorms, FashionCnn};
+use fastforward::algorithms::{TuneOptions, targets, tune};
 use fastforward::config::QuantConfigFile;
 use fastforward::data::{Dataset, InputType, ModelInput};
 use fastforward::flags;
@@ -23,7 +25,9 @@ use fastforward::module::named_slots;
 use fastforward::nn::Layer;
 use fastforward::quantization::affine::{AffineParameters, SavedQuantizer};
 use fastforward::quantization::quant_init::{InitializeOptions, model_context};
+use fastforward::quantization::quantizer::default_tags;
 use fastforward::quantization::state::load_quantization_state;
+use fastforward::quantization::{ParameterQuantizer, find_parameter_quantizers};
 use fastforward::range_setting::{EstimationOptions, UpdatePolicy, estimate_ranges_with};
 use fastforward::tensor::tensor_from;
 use support::{Result, examples, fashion, measure};
@@ -36,32 +40,9 @@ fn the_same_rules_quantize_the_graph_and_the_model_in_code() -> Result<()> {
     let rules = examples().join("fashion/layers.toml");
     let graph = from_graph(&rules)?;
 
-    let config = QuantConfigFile::load(&rules)?;
-    let model = FashionCnn::new(&fashion::weights()?, BatchNorms::Folded)?;
-    let done = config
-        .quantization_config(model_context(&model))?
-        .initialize(&model, InitializeOptions::default())?;
-    done.resolution.check()?;
     let _lenient = flags::strict_quantization(false);
     let _constants = flags::inference();
-
-    let options = EstimationOptions {
-        disable_quantization: true,
-        update: UpdatePolicy::AtEnd,
-        ..EstimationOptions::default()
-    };
-    let estimation = estimate_ranges_with(config.estimators(&done.resolution)?, options)?;
-    let input = ModelInput {
-        name: "image".into(),
-        dtype: InputType::F32,
-        shape: Some(vec![None, Some(1), Some(28), Some(28)]),
-    };
-    let calibration = config.calibration.as_ref().ok_or("there is a calibration section")?;
-    let data = Dataset::open(&calibration.data, &config.inputs, std::slice::from_ref(&input))?;
-    for batch in data.batches(64) {
-        model.forward_tensor(&tensor_from(&batch?.inputs[0])?)?;
-    }
-    assert_eq!(estimation.finish()?.slots.len(), 19);
+    let (model, _) = in_code(&rules)?;
 
     // The same slots under the same names, with the same grids.
     let found = parameters(&model);
@@ -94,11 +75,121 @@ fn the_same_rules_quantize_the_graph_and_the_model_in_code() -> Result<()> {
     Ok(())
 }
 
+/// The same lines of a file choose the same codes in code as on the graph.
+///
+/// With inputs in float what a layer is fed differs by float sums in another order, some 1e-7 of it, which moves a code only if
+/// its weight lies on the edge. With quantized inputs such a difference makes some activations round to the other side, and what
+/// follows is judged by other inputs: the codes of later layers then differ here and there, with the same error of the outputs.
+#[test]
+fn the_same_algorithms_choose_the_same_codes() -> Result<()> {
+    let adaround = std::fs::read_to_string(examples().join("fashion/low_bits.toml"))?;
+    let gptq = "type = \"gptq\"\ninputs = \"original\"";
+    let gptq = adaround.replace("type = \"adaround\"", gptq);
+    assert_ne!(gptq, adaround);
+    let _lenient = flags::strict_quantization(false);
+    let _constants = flags::inference();
+    let _simulated = flags::integer_execution_mode(false);
+    for (name, text, least_same) in [("gptq", &gptq, 0.995), ("adaround", &adaround, 0.85)] {
+        let folder = tempfile::tempdir()?;
+        for file in ["calib512.safetensors", "test2000.safetensors"] {
+            std::fs::copy(examples().join("fashion").join(file), folder.path().join(file))?;
+        }
+        let rules = folder.path().join("rules.toml");
+        std::fs::write(&rules, text)?;
+        let graph = from_graph(&rules)?;
+
+        let (model, data) = in_code(&rules)?;
+        let config = QuantConfigFile::load(&rules)?;
+        let reports = tune(
+            &model,
+            &targets(&config, &model)?,
+            || data.iter().map(Ok),
+            |model, x| model.forward_tensor(x),
+            &TuneOptions::default(),
+        )?;
+        for (found, expected) in reports.iter().zip(&graph.algorithms) {
+            assert_eq!(expected["algorithm"], found.algorithm);
+            let expected = expected["changes"].as_array().ok_or("there are changes")?;
+            assert_eq!(found.changes.len(), 8);
+            for (found, expected) in found.changes.iter().zip(expected) {
+                assert_eq!(expected["name"], found.name.as_str());
+                for (key, found) in [("before", Some(found.before)), ("after", found.after)] {
+                    let expected = expected[key].as_f64().ok_or("a number")?;
+                    let found = found.ok_or("a number")?;
+                    let off = (found / expected - 1.0).abs();
+                    assert!(off < 0.05, "{name} {key}: {found}, in the graph {expected}");
+                }
+            }
+        }
+        let (mut same, mut all) = (0, 0);
+        for weight in find_parameter_quantizers(&model, default_tags::weight())? {
+            let found = codes(&weight)?;
+            let expected = &graph.codes[weight.parameter_name.as_str()];
+            assert_eq!(found.len(), expected.len());
+            let equal = found.iter().zip(expected).filter(|(a, b)| a == b).count();
+            // Both are fed the very same images.
+            assert!(weight.parameter_name != "conv1.weight" || equal == found.len());
+            (same, all) = (same + equal, all + found.len());
+        }
+        let same = same as f64 / all as f64;
+        assert!(same >= least_same, "{name}: {same} of {all} codes are the same");
+
+        let outputs = run(&model, &fashion::images(fashion::TEST)?)?;
+        let labels = fashion::labels(fashion::TEST)?;
+        let top1 = measure(Metric::TOP1, &outputs, None, Some(&labels))?;
+        let off = (top1 - graph.top1).abs();
+        assert!(off <= 1.5, "{name}: {top1} % in code, {} % in the graph", graph.top1);
+    }
+    Ok(())
+}
+
+/// The codes of a weight.
+fn codes(weight: &ParameterQuantizer) -> Result<Vec<i64>> {
+    let value = weight.parameter.quantized(&weight.slot)?;
+    let quantized = value.as_quantized().ok_or("the weight is quantized")?;
+    Ok(quantized.codes()?.to_i32().into_iter().map(i64::from).collect())
+}
+
+/// The model in code with the quantizers that rules give it and ranges from calibration; and the batches that these are from.
+fn in_code(rules: &Path) -> Result<(FashionCnn, Vec<Tensor>)> {
+    let config = QuantConfigFile::load(rules)?;
+    let model = FashionCnn::new(&fashion::weights()?, BatchNorms::Folded)?;
+    let done = config
+        .quantization_config(model_context(&model))?
+        .initialize(&model, InitializeOptions::default())?;
+    done.resolution.check()?;
+
+    let options = EstimationOptions {
+        disable_quantization: true,
+        update: UpdatePolicy::AtEnd,
+        ..EstimationOptions::default()
+    };
+    let estimation = estimate_ranges_with(config.estimators(&done.resolution)?, options)?;
+    let input = ModelInput {
+        name: "image".into(),
+        dtype: InputType::F32,
+        shape: Some(vec![None, Some(1), Some(28), Some(28)]),
+    };
+    let calibration = config.calibration.as_ref().ok_or("there is a calibration section")?;
+    let data = Dataset::open(&calibration.data, &config.inputs, std::slice::from_ref(&input))?;
+    let mut batches = Vec::new();
+    for batch in data.batches(64) {
+        batches.push(tensor_from(&batch?.inputs[0])?);
+        model.forward_tensor(&batches[batches.len() - 1])?;
+    }
+    assert_eq!(estimation.finish()?.slots.len(), 19);
+    Ok((model, batches))
+}
+
 /// What the program made of the graph.
 struct Graph {
     /// The model in code with the quantizers that the program saved.
     model: FashionCnn,
     top1: f64,
+    /// The codes of each weight in the file, by the name of the parameter.
+    codes: HashMap<String, Vec<i64>>,
+    /// What the report says of each algorithm.
+    algorithms: Vec<serde_json::Value>,
 }
 
 fn from_graph(rules: &Path) -> Result<Graph> {
@@ -114,7 +205,27 @@ fn from_graph(rules: &Path) -> Result<Graph> {
     let model = FashionCnn::new(&fashion::weights()?, BatchNorms::Folded)?;
     let state = folder.path().join("state");
     load_quantization_state(&model, &state, None, InitializeOptions::default())?;
-    Ok(Graph { model, top1: metric["value"].as_f64().ok_or("top1 is a number")? })
+    let file = folder.path().join("fashion_cnn.qdq.onnx");
+    let file = fastforward_onnx::graph::Model::load(&file)?;
+    let mut codes = HashMap::new();
+    // Of the weights, which are no vectors of biases.
+    for node in file.graph().node.iter().filter(|node| node.op_type() == "DequantizeLinear") {
+        let weight = node.input_at(0).and_then(|name| file.constant(name));
+        let Some(weight) = weight.filter(|one| one.info().is_ok_and(|info| info.shape.len() > 1))
+        else {
+            continue;
+        };
+        let reader = file
+            .graph()
+            .node
+            .iter()
+            .find(|one| one.input_at(1) == node.output.first().map(String::as_str));
+        let layer = reader.ok_or("a layer reads each weight")?.label().to_owned();
+        codes.insert(format!("{layer}.weight"), weight.to_i64()?);
+    }
+    let algorithms = report["algorithms"].as_array().cloned().unwrap_or_default();
+    let top1 = metric["value"].as_f64().ok_or("top1 is a number")?;
+    Ok(Graph { model, top1, codes, algorithms })
 }
 
 /// The parameters of each quantizer, by the name of its slot.

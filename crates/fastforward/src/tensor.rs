@@ -9,6 +9,7 @@ mod error;
 mod fake_quantize;
 pub mod float;
 pub mod operator;
+pub(crate) mod probe;
 mod quantized;
 pub(crate) mod record;
 mod value;

@@ -10,6 +10,8 @@ mod fashion_cnn;
 #[path = "../../../examples/tutorials/support.rs"]
 mod support;
 
+#[path = "../../../examples/tutorials/low_bits.rs"]
+mod low_bits;
 #[path = "../../../examples/tutorials/mpath_tour.rs"]
 mod mpath_tour;
 #[path = "../../../examples/tutorials/one_layer.rs"]
@@ -77,6 +79,17 @@ fn training_recovers_most_of_what_rounding_loses() {
     let outcome = train::run(&mut out, 2, 4, 500).unwrap();
     let (lost, regained) = (outcome.float - outcome.rounded, outcome.trained - outcome.rounded);
     assert!(lost > 10.0 && regained > 0.5 * lost, "{outcome:?}");
+}
+
+#[test]
+fn few_bits_without_training() {
+    let mut out = Vec::new();
+    let outcome = low_bits::run(&mut out, 100).unwrap();
+    assert_eq!(outcome.float, 91.25);
+    // The graph file gets 88.75 % by the same algorithms.
+    assert!(outcome.nearest < 40.0 && outcome.by_layer > 87.0, "{outcome:?}");
+    assert!(outcome.by_block > 80.0, "{outcome:?}");
+    check(&String::from_utf8(out).unwrap(), &["adaround: error of a layer's output", "  conv1 "]);
 }
 
 #[test]

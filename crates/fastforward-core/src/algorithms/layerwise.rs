@@ -10,6 +10,7 @@
 mod journal;
 mod matrix;
 mod problem;
+mod rows;
 mod windows;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use journal::{Finished, Journal};
 pub use matrix::{MatrixTiles, transpose};
 pub use problem::{LayerProblem, Seen, Step, calibrated};
+pub use rows::InputRows;
 pub use windows::{Unfolding, WindowPadding, Windows};
 
 /// What choosing a layer's weight did.

@@ -1,9 +1,9 @@
 //! The moments of layers' inputs over batches of data.
 
 use fastforward_core::algorithms::layerwise::Seen;
-use ff_kernels::{KernelError, LayerMoments, MomentSums};
+use ff_kernels::{LayerMoments, MomentSums};
 
-use super::layer::{Form, LinearLayer};
+use super::layer::LinearLayer;
 use crate::calibrate::{Batch, RunOptions};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,9 +15,6 @@ pub(super) struct Network<'e> {
     /// For each of the layers.
     pub(super) values: Vec<String>,
 }
-
-/// About how many numbers are unfolded at a time.
-const CHUNK: usize = 1 << 18;
 
 /// Bytes of the sums over one layer's inputs, at their most: while they become moments.
 pub(super) fn bytes(layer: &LinearLayer, seen: Seen) -> u64 {
@@ -122,43 +119,10 @@ fn add(
         Some(float) => Some(floats(float)?),
         None => None,
     };
-    let push = |sums: &mut MomentSums, rows: &[f32], float: Option<&[f32]>| match float {
-        Some(float) => sums.add_pair(rows, float),
-        None => sums.add(rows),
-    };
-    let wrong = |error: KernelError| input_error(layer, error.to_string());
-    match &layer.form {
-        Form::Dense { .. } => {
-            if x.shape().last() != Some(&layer.columns) {
-                let (found, expected) = (x.shape(), layer.columns);
-                return Err(input_error(
-                    layer,
-                    format!("its input has shape {found:?}, expected [.., {expected}]"),
-                ));
-            }
-            let chunk = (CHUNK / layer.columns).max(1) * layer.columns;
-            let mut pairs = float.as_deref().map(|float| float.chunks(chunk));
-            for rows in data.chunks(chunk) {
-                push(&mut sums[0], rows, pairs.as_mut().and_then(Iterator::next)).map_err(wrong)?;
-            }
-        }
-        Form::Windows(windows) => {
-            let unfolding = windows.on(x.shape()).map_err(|reason| input_error(layer, reason))?;
-            let chunk = (CHUNK / layer.columns).max(1);
-            let (mut rows, mut pairs) = (Vec::new(), Vec::new());
-            for (group, sums) in sums.iter_mut().enumerate() {
-                for first in (0..unfolding.count()).step_by(chunk) {
-                    let range = first..(first + chunk).min(unfolding.count());
-                    unfolding.write(&data, group, range.clone(), &mut rows);
-                    if let Some(float) = &float {
-                        unfolding.write(float, group, range, &mut pairs);
-                    }
-                    push(sums, &rows, float.is_some().then_some(&pairs)).map_err(wrong)?;
-                }
-            }
-        }
-    }
-    Ok(())
+    layer
+        .input_rows()
+        .add(sums, x.shape(), &data, float.as_deref())
+        .map_err(|reason| input_error(layer, reason))
 }
 
 fn input_error(layer: &LinearLayer, reason: String) -> Error {

@@ -1,6 +1,8 @@
 //! What layer a node is.
 
-use fastforward_core::algorithms::layerwise::{MatrixTiles, WindowPadding, Windows, transpose};
+use fastforward_core::algorithms::layerwise::{
+    InputRows, MatrixTiles, WindowPadding, Windows, transpose,
+};
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
@@ -115,12 +117,15 @@ impl LinearLayer {
 
     /// Whether another layer multiplies the same rows of the same value.
     pub(crate) fn sees_the_same(&self, other: &Self) -> bool {
-        let same_rows = match (&self.form, &other.form) {
-            (Form::Dense { .. }, Form::Dense { .. }) => true,
-            (Form::Windows(own), Form::Windows(others)) => own == others,
-            _ => false,
-        };
-        same_rows && self.value == other.value && self.columns == other.columns
+        self.value == other.value && self.input_rows() == other.input_rows()
+    }
+
+    /// How its input becomes rows.
+    pub(super) fn input_rows(&self) -> InputRows {
+        match &self.form {
+            Form::Dense { .. } => InputRows::Dense { columns: self.columns },
+            Form::Windows(windows) => InputRows::Windows(windows.clone()),
+        }
     }
 
     /// The weight's shape in the graph.

@@ -154,6 +154,17 @@ impl Param {
         Ok(())
     }
 
+    /// Puts another tensor in the place of the one that is there, which comes back: a variable stays itself.
+    ///
+    /// The caller sees to it that shape and type are the same.
+    pub(crate) fn exchange(&self, other: Tensor) -> Tensor {
+        let mut tensor = self.0.tensor.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *tensor, other);
+        drop(tensor);
+        self.forget();
+        before
+    }
+
     /// The parameter through its slot.
     ///
     /// # Errors

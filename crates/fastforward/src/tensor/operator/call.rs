@@ -10,7 +10,7 @@ use super::spec::{OperatorSpec, Role};
 use crate::quantization::quantizer::QuantizerSlot;
 use crate::tensor::apply::apply_own;
 use crate::tensor::view::memory_of;
-use crate::tensor::{Apply, Error, Result, Value, record};
+use crate::tensor::{Apply, Error, Result, Value, probe, record};
 use crate::{ErrorKind, flags};
 
 /// Where the output goes: through a slot, or nowhere; and whether strict mode holds for this call.
@@ -210,10 +210,18 @@ impl<'a> Call<'a> {
 
     /// Runs the call: a registered kernel, or `float` after the checks of strict mode.
     pub(super) fn run(&self, float: impl FnOnce() -> Result<Tensor>) -> Result<Value> {
-        match dispatch::find(self) {
+        let probe = probe::current();
+        if let Some(probe) = &probe {
+            probe.operands(self)?;
+        }
+        let result = match dispatch::find(self) {
             Some(kernel) => kernel(self).map_err(|error| self.placed(error)),
             None => self.run_float(float),
+        }?;
+        if let Some(probe) = &probe {
+            probe.result(self, &result)?;
         }
+        Ok(result)
     }
 
     /// Runs `float` after the checks of strict mode, whatever kernels there are.
