@@ -8,9 +8,9 @@ use candle_core::DType;
 use crate::algorithms::layerwise::{InputRows, MatrixTiles, WindowPadding, Windows, calibrated};
 use crate::module::{Module, Parameter, SlotEntry, Visitor, named_shared_parameters, named_slots};
 use crate::nn::{Conv1d, Conv2d, Conv3d, Linear, Param};
-use crate::quantization::QuantizerSlot;
 use crate::quantization::affine::{AffineParameters, LinearQuantizerConfig};
 use crate::quantization::quantizer::default_tags;
+use crate::quantization::{QuantizerSlot, TrainableQuantizer};
 use crate::tensor::float::{Conv, Padding};
 use crate::tensor::{Error, Result};
 
@@ -76,7 +76,7 @@ impl Layer {
         &self,
     ) -> std::result::Result<(LinearQuantizerConfig, AffineParameters, MatrixTiles), crate::Error>
     {
-        let (config, parameters) = calibrated(&self.weight_slot)?;
+        let (config, parameters) = of_slot(&self.weight_slot)?;
         let tile = config.granularity.tile_shape(self.weight.dims())?;
         let tiles = MatrixTiles::new(self.weight.dims(), &tile, false).ok_or_else(|| {
             crate::Error::new(
@@ -125,6 +125,21 @@ impl Layer {
             _ => shape.to_vec(),
         }
     }
+}
+
+/// The settings and parameters of the quantizer of a weight, which another one of these settings may take the place of.
+pub(super) fn of_slot(
+    slot: &QuantizerSlot,
+) -> std::result::Result<(LinearQuantizerConfig, AffineParameters), crate::Error> {
+    let quantizer = slot.quantizer();
+    let any: &dyn Any = &*quantizer;
+    if any.is::<TrainableQuantizer>() {
+        return Err(crate::Error::new(
+            crate::ErrorKind::Unsupported,
+            "its quantizer is being trained; `finish` the training first",
+        ));
+    }
+    calibrated(slot)
 }
 
 /// What a layer is fed by one call.

@@ -2,16 +2,16 @@
 
 use ff_kernels::{HqqOptions, Tiling, hqq};
 
+use super::layer::of_slot;
 use super::network::{Network, values};
 use super::report::AlgorithmChange;
-use crate::algorithms::layerwise::calibrated;
 use crate::quantization::affine::AffineParameters;
 use crate::quantization::{ParameterQuantizer, QuantizerSlot};
 use crate::tensor::{Error, Result};
 
 /// Why [`refine`] cannot work on a weight with this slot.
 pub(super) fn problem(slot: &QuantizerSlot) -> Option<String> {
-    match calibrated(slot) {
+    match of_slot(slot) {
         Ok((config, _)) if config.range.symmetric => {
             Some("its quantizer is symmetric, and hqq moves offsets; make it asymmetric".to_owned())
         }
@@ -28,7 +28,7 @@ pub(super) fn refine(
 ) -> Result<AlgorithmChange> {
     let name = &weight.slot_name;
     let at = |error: crate::Error| Error::from(error.at(format_args!("`{name}`")));
-    let (config, before) = calibrated(&weight.slot).map_err(at)?;
+    let (config, before) = of_slot(&weight.slot).map_err(at)?;
     let grid = before.grid().map_err(at)?;
     let tile = config.granularity.tile_shape(weight.parameter.dims()).map_err(at)?;
     let data = values(&weight.parameter.tensor())?;

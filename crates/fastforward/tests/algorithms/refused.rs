@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use fastforward::algorithms::TuneOptions;
 use fastforward::module::Module;
 use fastforward::nn::{Embedding, Layer, Linear, ReLU, Sequential};
-use fastforward::quantization::QuantizerSlot;
+use fastforward::quantization::{QuantizerSlot, TrainableOptions, trainable};
 use fastforward::tensor::{Result, Value};
 use fastforward::{ErrorKind, Module as DeriveModule};
 
@@ -131,6 +131,49 @@ fn a_layer_without_a_range_is_named() {
             .contains("`0.weight_quantizer`: its quantizer has no range; calibrate first"),
         "{error}"
     );
+}
+
+#[test]
+fn a_quantizer_that_learns_is_not_replaced() {
+    let (model, data) = (network(), batches(1));
+    for algorithm in ["gptq", "hqq"] {
+        let text = format!("[[algorithm]]\ntype = \"{algorithm}\"\n");
+        let config = configuration(3, algorithm != "hqq", &text);
+        let model = if algorithm == "gptq" { &model } else { &network() };
+        let targets = quantize(model, &config, &data);
+        let learned = trainable(model, TrainableOptions::default()).unwrap();
+        let error = run(model, &targets, &data).unwrap_err();
+        let expected =
+            "`0.weight_quantizer`: its quantizer is being trained; `finish` the training first";
+        assert!(error.to_string().contains(expected), "{error}");
+        learned.finish().unwrap();
+        run(model, &targets, &data).unwrap();
+    }
+}
+
+#[test]
+fn a_panic_leaves_the_model_as_it_was() {
+    let (model, data) = (network(), batches(2));
+    let targets =
+        quantize(&model, &configuration(3, true, "[[algorithm]]\ntype = \"gptq\"\n"), &data);
+    let (before, expected) = (weights(&model), outputs(&model, &data));
+    let calls = std::cell::Cell::new(0);
+    let forward = |model: &Sequential, x: &&Tensor| {
+        calls.set(calls.get() + 1);
+        // In the pass for the third layer, when two have other weights.
+        assert!(calls.get() < 6, "a panic of the caller's");
+        let _lenient = fastforward::flags::strict_quantization(false);
+        model.forward_tensor(x)
+    };
+    let options = TuneOptions::default();
+    let tuned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        fastforward::algorithms::tune(&model, &targets, || data.iter().map(Ok), forward, &options)
+    }));
+    assert!(tuned.is_err());
+    assert_eq!(weights(&model), before);
+    assert_eq!(outputs(&model, &data), expected);
+    run(&model, &targets, &data).unwrap();
+    assert_ne!(weights(&model), before);
 }
 
 /// A layer that another one shares its weight with, an embedding, one that no data comes to, one that is well.
