@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fastforward_core::config::ActivationType;
-use fastforward_onnx::pipeline::{ScoreData, SensitivityScore};
+use fastforward_onnx::pipeline::{ScoreData, SensitivityScore, SweptSlots};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -63,7 +63,7 @@ pub(crate) enum Command {
     Explain(Explain),
     /// Quantize a model: plan, calibrate, evaluate, export, read back
     Quantize(Quantize),
-    /// Find what each weight costs at each bit width, and the widths that a budget buys
+    /// Find what each weight and activation costs at each bit width, and the widths that budgets buy
     Sensitivity(Sensitivity),
     /// Measure one or more models side by side
     Evaluate(Evaluate),
@@ -174,10 +174,16 @@ pub(crate) struct Quantize {
 pub(crate) struct Sensitivity {
     #[command(flatten)]
     pub(crate) job: JobArgs,
-    /// The widths to try
-    #[arg(long, value_name = "N,N,..", value_delimiter = ',', default_value = "2,3,4,6,8")]
-    pub(crate) bits: Vec<u32>,
-    /// What a network loses in which one weight is quantized
+    /// Which slots to sweep: by default those that the budgets decide, all without a budget, weights for a bound on the metric
+    #[arg(long, value_name = "SLOTS")]
+    pub(crate) slots: Option<Slots>,
+    /// The widths to try for weights [default: 2,3,4,6,8]
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
+    pub(crate) bits: Option<Vec<u32>>,
+    /// The widths to try for activations, of 2, 4, 8 and 16 [default: 4,8,16]
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
+    pub(crate) activation_bits: Option<Vec<u32>>,
+    /// What a network loses in which one slot is quantized
     #[arg(long, value_name = "SCORE", default_value = "sqnr")]
     pub(crate) score: Score,
     /// The samples it is judged on: by default those of `[evaluation]` if there are any, else of `[calibration]`
@@ -186,13 +192,14 @@ pub(crate) struct Sensitivity {
     /// Judge on the first N of these samples
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) samples: Option<usize>,
-    /// Sweep only the weights that this query matches, by slot or module
+    /// Sweep only what this query matches, by slot or module
     #[arg(long, value_name = "QUERY")]
     pub(crate) query: Option<String>,
-    /// Choose widths with the least loss: `4bits` on average, `30kB` or `120MiB` of constants, `metric>=90`
+    /// Choose widths with the least loss: `4bits` on average for weights, `30kB` or `120MiB` of constants,
+    /// `activation_bits<=8`, `metric>=90`; one for weights and one for activations go together
     #[arg(long, value_name = "BUDGET")]
-    pub(crate) budget: Option<String>,
-    /// Measure the metric of `[evaluation]` for points of the curve, with all quantizers of the rules
+    pub(crate) budget: Vec<String>,
+    /// Measure the metric of `[evaluation]` for points of the curves, with all quantizers of the rules
     #[arg(long)]
     pub(crate) measure: bool,
     /// Write the configuration with the chosen widths to this file
@@ -201,6 +208,26 @@ pub(crate) struct Sensitivity {
     /// Samples that are computed at once, in place of the numbers in the configuration
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) batch_size: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Slots {
+    /// Constants
+    Weights,
+    /// Inputs and outputs of nodes
+    Activations,
+    /// Both
+    All,
+}
+
+impl From<Slots> for SweptSlots {
+    fn from(slots: Slots) -> Self {
+        match slots {
+            Slots::Weights => Self::Weights,
+            Slots::Activations => Self::Activations,
+            Slots::All => Self::All,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -46,8 +46,8 @@ pub use report::{
 };
 pub use samples::{DataFile, SampleBatch, Samples};
 pub use sensitivity::{
-    Allocation, Budget, MeasuredBy, MixedFile, Point, ScoreData, ScoredBy, Sensitivity,
-    SensitivityOptions, SensitivityScore, WeightPrice, WeightPrices,
+    Allocation, Budget, Curve, MeasuredBy, MixedFile, Point, ScoreData, ScoredBy, Sensitivity,
+    SensitivityOptions, SensitivityScore, SlotPrice, SlotPrices, SweptSlots, SweptWidth,
 };
 pub use story::{RuleVerdict, SlotStory, Stop, Verdict};
 pub use summary::{ModelSummary, OpsetVersion, Totals};

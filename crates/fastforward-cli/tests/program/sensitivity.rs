@@ -32,8 +32,12 @@ fn json(bench: &Bench, args: &[&str]) -> Value {
 
 /// The widths that a plan gives the weights.
 fn planned(bench: &Bench, model: &str, config: &str) -> Vec<u64> {
+    planned_for(bench, model, config, "weight")
+}
+
+fn planned_for(bench: &Bench, model: &str, config: &str, role: &str) -> Vec<u64> {
     let plan = json(bench, &["plan", model, "-c", config]);
-    let slots = plan["slots"].as_array().unwrap().iter().filter(|slot| slot["role"] == "weight");
+    let slots = plan["slots"].as_array().unwrap().iter().filter(|slot| slot["role"] == role);
     slots.filter_map(|slot| slot["quantizer"]["num_bits"].as_u64()).collect()
 }
 
@@ -85,8 +89,8 @@ fn four_bits_on_average_beat_four_bits_everywhere() {
     );
     let point = &found["allocation"]["point"];
     assert!(point["average_bits"].as_f64().unwrap() <= 4.0);
-    assert_eq!(found["is_exact"], true);
-    let uniform = &found["uniform"][1];
+    assert_eq!(found["curves"][0]["is_exact"], true);
+    let uniform = &found["curves"][0]["uniform"][1];
     assert_eq!(uniform["average_bits"], 4.0);
     assert!(point["loss"].as_f64() < uniform["loss"].as_f64());
     let [mixed, four] = [point, uniform].map(|point| point["metric"].as_f64().unwrap());
@@ -103,8 +107,18 @@ fn four_bits_on_average_beat_four_bits_everywhere() {
 fn prices_and_rules_are_the_same_for_any_number_of_threads() {
     let bench = Bench::new();
     let run = |threads: &str, file: &str| {
-        let args =
-            with(&["--budget", "4bits", "--measure", "--write", file, "--json", "-j", threads]);
+        let args = with(&[
+            "--budget",
+            "4bits",
+            "--budget",
+            "activation_bits<=6",
+            "--measure",
+            "--write",
+            file,
+            "--json",
+            "-j",
+            threads,
+        ]);
         let output = bench.run(&args);
         (output.stdout, fs::read(bench.path(file)).unwrap())
     };
@@ -113,19 +127,20 @@ fn prices_and_rules_are_the_same_for_any_number_of_threads() {
 }
 
 #[test]
-fn each_weight_has_a_price_that_falls_with_its_width() {
+fn each_slot_has_a_price_that_falls_with_its_width() {
     for score in ["sqnr", "kl"] {
         let found = json(&Bench::new(), &with(&["--score", score]));
-        let weights = found["weights"].as_array().unwrap();
-        assert_eq!(weights.len(), 4);
-        for weight in weights {
-            let losses: Vec<f64> = weight["prices"]
+        let slots = found["slots"].as_array().unwrap();
+        let roles: Vec<&Value> = slots.iter().map(|slot| &slot["role"]).collect();
+        assert_eq!(roles, [["weight"; 4], ["input"; 4]].concat());
+        for slot in slots {
+            let losses: Vec<f64> = slot["prices"]
                 .as_array()
                 .unwrap()
                 .iter()
                 .map(|price| price["loss"].as_f64().unwrap())
                 .collect();
-            assert!(losses[0] > losses[1] && losses[1] > losses[2] && losses[2] > 0.0, "{weight}");
+            assert!(losses[0] > losses[1] && losses[1] > losses[2] && losses[2] > 0.0, "{slot}");
         }
         assert_eq!(found.get("allocation"), None);
     }
@@ -140,8 +155,11 @@ fn each_weight_has_a_price_that_falls_with_its_width() {
 fn a_query_chooses_what_is_swept() {
     let found = json(&Bench::new(), &with(&["--query", "{c1, g1}"]));
     let names: Vec<&Value> =
-        found["weights"].as_array().unwrap().iter().map(|one| &one["names"][0]).collect();
-    assert_eq!(names, ["c1.weight_quantizer", "g1.weight_quantizer"]);
+        found["slots"].as_array().unwrap().iter().map(|one| &one["names"][0]).collect();
+    assert_eq!(
+        names,
+        ["c1.weight_quantizer", "g1.weight_quantizer", "c1.input_quantizer", "g1.input_quantizer"]
+    );
 }
 
 #[test]
@@ -158,6 +176,58 @@ fn a_budget_in_bytes_holds_for_the_plan_of_what_is_written() {
 }
 
 #[test]
+fn weights_and_activations_have_a_budget_each() {
+    let bench = Bench::new();
+    let args = ["--activation-bits", "4,8,16", "--budget", "activation_bits<=6", "--budget"];
+    let found = json(
+        &bench,
+        &with(&[&args[..], &["3.5bits", "--measure", "--write", "mixed.toml"]].concat()),
+    );
+    let point = &found["allocation"]["point"];
+    assert!(point["average_bits"].as_f64().unwrap() <= 3.5);
+    // Elements of one sample count: 64, 128, 64 and 32.
+    let elements = [64.0, 128.0, 64.0, 32.0];
+    let chosen = widths(point);
+    let bits = chosen[4..].iter().zip(elements).map(|(&bits, n)| bits as f64 * n).sum::<f64>();
+    assert_eq!(point["activation_bits"].as_f64().unwrap(), bits / 288.0);
+    assert!(bits / 288.0 <= 6.0 && chosen[4..].contains(&8), "{chosen:?}");
+    // The choice for both is the choice for each alone.
+    for (budget, expected) in [("3.5bits", &chosen[..4]), ("activation_bits<=6", &chosen[4..])] {
+        let kind =
+            if budget == "3.5bits" { ("--bits", "2,4,8") } else { ("--activation-bits", "4,8,16") };
+        let sweep = ["sensitivity", "digits_cnn.onnx", "-c", "w8a8.toml", "--samples", "64"];
+        let alone = json(&bench, &[&sweep[..], &[kind.0, kind.1, "--budget", budget]].concat());
+        assert_eq!(widths(&alone["allocation"]["point"]), expected);
+    }
+    let stored: Vec<&Value> = found["activation_widths"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["stored_as"])
+        .collect();
+    assert_eq!(stored, ["uint4", "uint8", "uint16"]);
+
+    let plans =
+        ["weight", "input"].map(|role| planned_for(&bench, "digits_cnn.onnx", "mixed.toml", role));
+    assert_eq!(plans.concat(), chosen);
+    let report = json(&bench, &["quantize", "digits_cnn.onnx", "-c", "mixed.toml", "-o", "out"]);
+    assert_eq!(report["evaluation"]["models"][1]["metrics"][0]["value"], point["metric"]);
+}
+
+#[test]
+fn a_floor_on_the_metric_decides_activations_if_asked_to() {
+    let bench = Bench::new();
+    let args = ["--slots", "all", "--budget", "metric>=92", "--write", "mixed.toml"];
+    let found = json(&bench, &with(&args));
+    let point = &found["allocation"]["point"];
+    assert!(point["metric"].as_f64().unwrap() >= 92.0);
+    assert_eq!(found["curves"][0]["slots"], "all");
+    assert_eq!(found["curves"][0]["uniform"].as_array().unwrap().len(), 9);
+    let report = json(&bench, &["quantize", "digits_cnn.onnx", "-c", "mixed.toml", "-o", "out"]);
+    assert_eq!(report["evaluation"]["models"][1]["metrics"][0]["value"], point["metric"]);
+}
+
+#[test]
 fn a_floor_on_the_metric_is_kept_by_what_quantize_writes() {
     let bench = Bench::new();
     let found = json(&bench, &with(&["--budget", "metric>=90", "--write", "mixed.toml"]));
@@ -165,7 +235,7 @@ fn a_floor_on_the_metric_is_kept_by_what_quantize_writes() {
     let metric = point["metric"].as_f64().unwrap();
     assert!(metric >= 90.0 && point["average_bits"].as_f64().unwrap() < 8.0, "{point}");
     // Something smaller was tried, and did not hold.
-    let curve = found["curve"].as_array().unwrap();
+    let curve = found["curves"][0]["points"].as_array().unwrap();
     assert!(curve.iter().any(|one| one["metric"].as_f64().is_some_and(|value| value < 90.0)));
     let report = json(&bench, &["quantize", "digits_cnn.onnx", "-c", "mixed.toml", "-o", "out"]);
     assert_eq!(report["evaluation"]["models"][1]["metrics"][0]["value"], metric);
@@ -290,7 +360,7 @@ fn what_is_no_width_or_budget_is_refused() {
         &[&sweep[..], &["four"]].concat(),
         expect![[r#"
         -- stderr
-        error: budget `four` is none; write average bits (`4bits`), bytes of the constants (`30kB`, `120MiB`), or a bound on the metric (`metric>=90`)
+        error: budget `four` is none; write average bits of the weights (`4bits`), bytes of the constants (`30kB`, `120MiB`), average bits of the activations (`activation_bits<=8`), or a bound on the metric (`metric>=90`)
         -- exit 2
     "#]],
     );
@@ -309,6 +379,53 @@ fn what_is_no_width_or_budget_is_refused() {
         expect![[r#"
         -- stderr
         error: budget `metric<=90`: of `top1` more is better; write `metric>=...`
+        -- exit 2
+    "#]],
+    );
+    refused(
+        &bench,
+        &[&sweep[..], &["activation_bits<=8", "--activation-bits", "6,8,12"]].concat(),
+        expect![[r#"
+        -- stderr
+        error: 2 problems
+          `c1.input_quantizer`: activations of 6 bits cannot be written; ONNX has types of 2, 4, 8 and 16 bits
+          `c1.input_quantizer`: activations of 12 bits cannot be written; ONNX has types of 2, 4, 8 and 16 bits
+        -- exit 2
+    "#]],
+    );
+    refused(
+        &bench,
+        &[&sweep[..], &["activation_bits<=3"]].concat(),
+        expect![[r#"
+        -- stderr
+        error: budget `activation_bits<=3` cannot be met: the narrowest width is 4; the nearest budget that can be met is `activation_bits<=4`
+        -- exit 2
+    "#]],
+    );
+    refused(
+        &bench,
+        &[&sweep[..], &["4bits", "--activation-bits", "8"]].concat(),
+        expect![[r#"
+        -- stderr
+        error: there are widths to try for activations, but no activations are swept; leave the widths out, or sweep them with --slots activations or --slots all
+        -- exit 2
+    "#]],
+    );
+    refused(
+        &bench,
+        &[&sweep[..], &["4bits", "--slots", "all"]].concat(),
+        expect![[r#"
+        -- stderr
+        error: --slots all does not fit the budget `4 bits`, which decides weights only; leave --slots out, or give weights (`4bits`) and activations (`activation_bits<=8`) a budget each
+        -- exit 2
+    "#]],
+    );
+    refused(
+        &bench,
+        &[&sweep[..], &["4bits", "--budget", "metric>=90"]].concat(),
+        expect![[r#"
+        -- stderr
+        error: budgets `4 bits` and `metric>=90`: a bound on the metric decides all widths that are swept, so it stands alone
         -- exit 2
     "#]],
     );
@@ -341,7 +458,7 @@ fn weights_and_samples_that_are_not_there_are_refused() {
     bench.write("none.toml", format!("{}quantizer = \"none\"{}", &text[..at], &text[end..]));
     refused(
         &bench,
-        &sweep("none.toml"),
+        &[&sweep("none.toml")[..], &["--slots", "weights"]].concat(),
         expect![[r#"
         -- stderr
         error: the rules give no weight a linear quantizer, so there is nothing to sweep
@@ -350,10 +467,28 @@ fn weights_and_samples_that_are_not_there_are_refused() {
     );
     refused(
         &bench,
-        &with(&["--query", "**/[quantizer:activation/input]"]),
+        &with(&["--slots", "weights", "--query", "**/[quantizer:activation/input]"]),
         expect![[r#"
         -- stderr
         error: `**/[quantizer:activation/input]` matches no weight with a linear quantizer, so there is nothing to sweep: `c1.input_quantizer` is an activation, `c2.input_quantizer` is an activation, `g1.input_quantizer` is an activation
+        -- exit 2
+    "#]],
+    );
+    refused(
+        &bench,
+        &[
+            "sensitivity",
+            "digits_cnn.onnx",
+            "-c",
+            "nodata.toml",
+            "--on",
+            "calibration",
+            "--slots",
+            "activations",
+        ],
+        expect![[r#"
+        -- stderr
+        error: nodata.toml: --on calibration needs [calibration], which says where the samples are
         -- exit 2
     "#]],
     );

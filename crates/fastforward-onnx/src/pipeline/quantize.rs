@@ -492,7 +492,7 @@ impl Job {
         Ok(save_quantization_state(self.tree.root(), &folder.join(STATE), &info, false)?)
     }
 
-    fn export_options(&self) -> ExportOptions {
+    pub(super) fn export_options(&self) -> ExportOptions {
         ExportOptions { activations: self.activations(), ..ExportOptions::default() }
     }
 

@@ -1,114 +1,47 @@
-//! What each weight costs at each width, and the widths that a budget buys.
+//! What each slot costs at each width, and the widths that budgets buy.
 
 mod budget;
 mod candidates;
 mod front;
 mod judge;
+mod options;
+mod part;
 mod report;
 mod sizes;
 mod whole;
 mod write;
 
-use std::fmt;
 use std::path::Path;
 
 use fastforward_core::config::EvaluationSection;
 use fastforward_core::metrics::Metric;
-use serde::Serialize;
 
 pub use budget::Budget;
-pub use report::{Allocation, MeasuredBy, Point, ScoredBy, Sensitivity, WeightPrice, WeightPrices};
+pub use options::{ScoreData, SensitivityOptions, SensitivityScore, SweptSlots};
+pub use report::{
+    Allocation, Curve, MeasuredBy, Point, ScoredBy, Sensitivity, SlotPrice, SlotPrices, SweptWidth,
+};
 pub use write::MixedFile;
 
 use super::measure::output_name;
 use super::summary::file_name;
 use super::{Job, Progress, Samples, Stage};
 use crate::error::{Error, ErrorKind, Result};
-use crate::simulate::{SimulateOptions, simulate};
+use crate::shapes::ShapeTable;
+use crate::simulate::{Rounding, SimulateOptions, simulate};
 use crate::tree::Tree;
-use candidates::{Weight, weights};
-use front::{Front, LIMIT, Price};
+use candidates::Swept;
 use judge::{Judge, Yardstick};
-use sizes::Sizes;
+use part::{Part, Priced};
 use whole::Whole;
 
-/// How [`Job::sensitivity`] sweeps, and what it looks for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SensitivityOptions {
-    /// The widths to try.
-    pub bits: Vec<u32>,
-    /// How a network is judged in which one weight is quantized.
-    pub score: SensitivityScore,
-    /// The samples it is judged on; `None` for those of `[evaluation]` if there are any, else of `[calibration]`.
-    pub data: Option<ScoreData>,
-    /// At most so many of them.
-    pub samples: Option<usize>,
-    /// Which weights to sweep, by a query for their slots or modules; `None` for all that have a linear quantizer.
-    pub query: Option<String>,
-    /// What the widths must keep to; `None` for prices only.
-    pub budget: Option<Budget>,
-    /// Whether the metric of `[evaluation]` is measured for some points of the curve.
-    pub measure: bool,
-}
-
-impl Default for SensitivityOptions {
-    /// 2, 3, 4, 6 and 8 bits for every weight, judged by noise over signal on all samples.
-    fn default() -> Self {
-        Self {
-            bits: vec![2, 3, 4, 6, 8],
-            score: SensitivityScore::Sqnr,
-            data: None,
-            samples: None,
-            query: None,
-            budget: None,
-            measure: false,
-        }
-    }
-}
-
-/// What a network loses when a weight is quantized: a number that is 0 where nothing changes, and grows.
-///
-/// Losses of weights are added where widths are chosen. For independent errors that is what happens to their powers, so
-/// noise over signal is the one that adds up best; the metric is the one that counts, in steps of one sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SensitivityScore {
-    /// Noise over signal, `sum (y - y')^2 / sum y^2` over all samples, the mean over the outputs of the graph that are
-    /// floats. Shown in decibels, `-10 log10` of it.
-    #[default]
-    Sqnr,
-    /// The mean Kullback-Leibler divergence of the softmax of the judged output from that of the float one, in nats.
-    Kl,
-    /// What the metric of `[evaluation]` loses against the float network: percentage points for accuracies.
-    Metric,
-}
-
-/// A section of the configuration that names data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScoreData {
-    /// `[calibration]`
-    Calibration,
-    /// `[evaluation]`
-    Evaluation,
-}
-
-impl fmt::Display for ScoreData {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Calibration => "[calibration]",
-            Self::Evaluation => "[evaluation]",
-        })
-    }
-}
-
 impl Job {
-    /// Quantizes each weight alone, at each width, and finds how much the network loses by it; then chooses a width for each
-    /// weight, so that the sum of the losses is the least that the budget allows.
+    /// Quantizes each slot alone, at each width, and finds how much the network loses by it; then chooses a width for each
+    /// slot, so that the sum of the losses is the least that the budgets allow.
     ///
-    /// A weight gets the quantizer of its rule at another width, with the range that the rule's estimator finds for that
+    /// A slot gets the quantizer of its rule at another width, with the range that the rule's estimator finds for that
     /// width; everything else stays in float. The choice is exact (a dynamic program over the Pareto front of the
-    /// multiple-choice knapsack) unless [`Sensitivity::is_exact`] says otherwise. A bound on the metric is met by the point of
+    /// multiple-choice knapsack) unless [`Curve::is_exact`] says otherwise. A bound on the metric is met by the point of
     /// that front that bisection finds: whole networks are simulated and measured, the one that is chosen holds the bound,
     /// and one that was tried just below it does not. Algorithms of the configuration are not applied: prices are those of
     /// rounding to the nearest code.
@@ -120,8 +53,8 @@ impl Job {
     /// use fastforward_onnx::pipeline::{Budget, Job, JobOptions, MixedFile, SensitivityOptions, Silent};
     ///
     /// let job = Job::open(Path::new("model.onnx"), Path::new("quant.toml"), &JobOptions::default())?;
-    /// let options =
-    ///     SensitivityOptions { budget: Some(Budget::AverageBits(4.0)), ..SensitivityOptions::default() };
+    /// let budgets = vec![Budget::AverageBits(4.0), Budget::ActivationBits(8.0)];
+    /// let options = SensitivityOptions { budgets, ..SensitivityOptions::default() };
     /// let file = MixedFile::new(&job, Path::new("mixed.toml"))?;
     /// let found = job.sensitivity(&options, &Silent)?;
     /// file.write(&found)?;
@@ -129,8 +62,9 @@ impl Job {
     /// ```
     ///
     /// # Errors
-    /// `Rules` as [`Job::check`]; `Input` for widths that are none, for data that is not there, and for a budget that cannot
-    /// be met, with the nearest that can; `Unsupported` for weights without a graph; those of data and engine.
+    /// `Rules` as [`Job::check`]; `Input` for widths that are none, for data that is not there, for budgets that contradict
+    /// each other or leave slots undecided, and for one that cannot be met, with the nearest that can; `Quantizer` for
+    /// widths that the exported file cannot hold; `Unsupported` for weights without a graph; those of data and engine.
     pub fn sensitivity(
         &self,
         options: &SensitivityOptions,
@@ -142,14 +76,24 @@ impl Job {
                 "sensitivity is found by executing the network, and a file of weights has no graph that says how",
             ));
         }
-        let bits = checked_widths(&options.bits)?;
+        let (meant, weight_bits, activation_bits) = options.checked()?;
         self.check()?;
         let (section, data) = self.judged_on(options)?;
         let measuring = self.measuring(options)?;
-        let weights = weights(self, &bits, options.query.as_deref())?;
-        let sizes = Sizes::new(self, &weights, options.budget)?;
-        // What no width can meet is refused before anything is computed.
-        sizes.check(&weights, options.budget, &bits)?;
+        let query = options.query.as_deref();
+        let mut swept = Swept::find(self, meant, weight_bits, activation_bits, query)?;
+        options.check_widths(&swept)?;
+        let weight_widths = swept.widths(self, SweptSlots::Weights)?;
+        let activation_widths = swept.widths(self, SweptSlots::Activations)?;
+        let calibration = match activation_widths.is_empty() {
+            true => None,
+            false => self.open_data()?.calibration,
+        };
+        if let Some(samples) = &calibration {
+            swept.count_activations(self, samples)?;
+        }
+        // What no width can meet is refused before more is computed.
+        let parts = Part::all(self, &swept, &options.budgets)?;
 
         let yardstick = match (options.score, section) {
             (SensitivityScore::Sqnr, _) => Yardstick::Noise,
@@ -166,113 +110,79 @@ impl Job {
         };
         let samples = self.scored_samples(data, options.samples)?;
         let n_samples = samples.len();
+        swept.set_ranges(self, calibration.as_ref(), progress)?;
+        let shapes = self.shapes(calibration.as_ref().or(Some(&samples)))?;
         let judge =
             Judge::new(&self.model, samples, outputs.clone(), yardstick, self.engine_options())?;
-        let losses = self.sweep(&weights, &bits, &judge, progress)?;
-        let prices: Vec<Vec<Price>> = weights
-            .iter()
-            .zip(&losses)
-            .map(|(weight, losses)| {
-                let sized = losses.iter().enumerate();
-                sized
-                    .map(|(at, &loss)| Price { cost: sizes.cost(weight, at, &bits), loss })
-                    .collect()
-            })
-            .collect();
+        let losses = self.sweep(&swept, &judge, &shapes, progress)?;
         drop(judge);
 
-        let front = Front::new(&prices, LIMIT);
-        let point = |choices: &[usize]| sizes.point(choices, &weights, &prices, &bits);
-        let mut found = Sensitivity {
+        let whole = match measuring {
+            Some(metric) => Some(Whole::new(self, metric, &swept, progress)?),
+            None => None,
+        };
+        let mut priced: Vec<Priced<'_>> =
+            parts.iter().map(|part| part.priced(&swept, &losses)).collect();
+        let mut chosen = Vec::with_capacity(priced.len());
+        for one in &mut priced {
+            chosen.push(match (one.part.budget, &whole) {
+                (Some(bound), Some(whole)) if bound.decides().is_none() => {
+                    Some(whole.bisect(one, bound, progress)?)
+                }
+                _ => one.within_budget(),
+            });
+        }
+        let judging = whole.as_ref().filter(|_| options.measure);
+        let curves = priced.iter_mut().zip(&chosen);
+        let curves = curves
+            .map(|(one, &chosen)| one.curve(chosen, judging, progress))
+            .collect::<Result<Vec<_>>>()?;
+        let chosen: Option<Vec<usize>> = chosen.into_iter().collect();
+        let allocation = match chosen.filter(|_| !options.budgets.is_empty()) {
+            Some(chosen) => Some(Allocation {
+                budgets: options.budgets.clone(),
+                point: allocated(&priced, &chosen, judging, progress)?,
+            }),
+            None => None,
+        };
+        let metric = match (options.score, yardstick) {
+            (SensitivityScore::Metric, Yardstick::Metric(one)) => Some(one.name().into_owned()),
+            _ => None,
+        };
+        Ok(Sensitivity {
             model: file_name(self.original.path().unwrap_or(Path::new(""))),
             config: file_name(self.config.name().as_ref()),
-            scored: ScoredBy {
-                score: options.score,
-                metric: match (options.score, yardstick) {
-                    (SensitivityScore::Metric, Yardstick::Metric(one)) => {
-                        Some(one.name().into_owned())
-                    }
-                    _ => None,
-                },
-                data,
-                samples: n_samples,
-                outputs,
-            },
-            uniform: (0..bits.len()).map(|at| point(&vec![at; weights.len()])).collect(),
-            curve: Vec::new(),
-            is_exact: front.is_exact,
-            measured: None,
-            allocation: None,
+            scored: ScoredBy { score: options.score, metric, data, samples: n_samples, outputs },
+            weight_widths,
+            activation_widths,
+            slots: prices_of(&swept, &losses),
+            curves,
+            measured: whole.as_ref().map(Whole::measured_by),
+            allocation,
             notes: self.notes(),
-            weights: prices_of(&weights, &losses, &bits),
-            bits,
-        };
-        let whole = match measuring {
-            Some(metric) => Some(Whole::new(self, metric, &weights, progress)?),
-            None => None,
-        };
-        let mut measured: Vec<(usize, f64)> = Vec::new();
-        let chosen = match options.budget {
-            None => None,
-            Some(Budget::AverageBits(_) | Budget::Bytes(_)) => {
-                options.budget.and_then(|one| front.within(sizes.left(one)?))
-            }
-            Some(budget @ (Budget::MetricAtLeast(_) | Budget::MetricAtMost(_))) => match &whole {
-                Some(whole) => Some(whole.bisect(&front, budget, &mut measured, progress)?),
-                None => return Err(self.no_evaluation(&budget.to_string())),
-            },
-        };
-        if let (Some(whole), true) = (&whole, options.measure) {
-            let corners = front.corners();
-            let shown = 8.min(corners.len());
-            let last = corners.len() - 1;
-            let mut wanted: Vec<usize> =
-                (0..shown).map(|at| corners[at * last / (shown - 1).max(1)]).collect();
-            wanted.extend(chosen);
-            wanted.sort_unstable();
-            wanted.dedup();
-            wanted.retain(|at| measured.iter().all(|(known, _)| known != at));
-            let mut choices: Vec<Vec<usize>> = wanted.iter().map(|&at| front.choices(at)).collect();
-            choices.extend((0..found.bits.len()).map(|at| vec![at; weights.len()]));
-            let values = whole.metrics(&choices, progress)?;
-            measured.extend(wanted.iter().copied().zip(values.iter().copied()));
-            for (uniform, &value) in found.uniform.iter_mut().zip(&values[wanted.len()..]) {
-                uniform.metric = Some(value);
-            }
-        }
-        let mut shown = front.corners();
-        shown.extend(measured.iter().map(|(at, _)| *at).chain(chosen));
-        shown.sort_unstable();
-        shown.dedup();
-        let shown_point = |at: usize| Point {
-            metric: measured.iter().find(|(known, _)| *known == at).map(|(_, value)| *value),
-            ..sizes.point(&front.choices(at), &weights, &prices, &found.bits)
-        };
-        found.curve = shown.into_iter().map(shown_point).collect();
-        found.allocation = options
-            .budget
-            .zip(chosen)
-            .map(|(budget, at)| Allocation { budget, point: shown_point(at) });
-        found.measured = whole.as_ref().map(Whole::measured_by);
-        Ok(found)
+        })
     }
 
-    /// The losses, by weight and width.
+    /// The losses, by slot and width.
     fn sweep(
         &self,
-        weights: &[Weight],
-        bits: &[u32],
+        swept: &Swept,
         judge: &Judge,
+        shapes: &ShapeTable,
         progress: &dyn Progress,
     ) -> Result<Vec<Vec<f64>>> {
-        judge.announce(Stage::Sweep, weights.len() * bits.len(), progress);
-        let mut losses = Vec::with_capacity(weights.len());
-        for weight in weights {
+        let n_networks = swept.slots.iter().map(|slot| slot.quantizers.len()).sum();
+        judge.announce(Stage::Sweep, n_networks, progress);
+        let mut losses = Vec::with_capacity(swept.slots.len());
+        for slot in &swept.slots {
+            let bits = swept.bits(slot);
             let network = |at: usize| {
                 let tree = Tree::new(&self.model);
-                tree.sites()[weight.site].slot.replace(weight.quantizers[at].clone());
-                let model = simulate(&self.model, &tree, &SimulateOptions::default())?.model;
-                Ok((format!("`{}` at {} bits", weight.name(), bits[at]), model))
+                tree.sites()[slot.site].slot.replace(slot.quantizers[at].clone());
+                let options =
+                    SimulateOptions { rounding: Rounding::BeforeOffset, shapes: shapes.clone() };
+                let model = simulate(&self.model, &tree, &options)?.model;
+                Ok((format!("`{}` at {} bits", slot.name(), bits[at]), model))
             };
             let values = judge.each(bits.len(), self.model.weight_bytes(), &network, progress)?;
             losses.push(values.into_iter().map(|value| judge.loss(value)).collect());
@@ -319,7 +229,7 @@ impl Job {
 
     /// The metric of whole networks, where one is asked for.
     fn measuring(&self, options: &SensitivityOptions) -> Result<Option<Metric>> {
-        let bound = match options.budget {
+        let bound = match options.metric_bound() {
             Some(Budget::MetricAtLeast(bound)) => Some((bound, true)),
             Some(Budget::MetricAtMost(bound)) => Some((bound, false)),
             _ => None,
@@ -327,8 +237,9 @@ impl Job {
         if bound.is_none() && !options.measure {
             return Ok(None);
         }
-        let what = options.budget.filter(|_| bound.is_some());
-        let what = what.map_or_else(|| "--measure".to_owned(), |budget| budget.to_string());
+        let what = options
+            .metric_bound()
+            .map_or_else(|| "--measure".to_owned(), |budget| budget.to_string());
         let Some(section) = &self.config.evaluation else { return Err(self.no_evaluation(&what)) };
         let metric = metric_of(section)?;
         let wrong =
@@ -412,40 +323,50 @@ impl Judge {
     }
 }
 
-/// The widths, ascending, each once.
-fn checked_widths(bits: &[u32]) -> Result<Vec<u32>> {
-    let wrong: Vec<String> = bits
-        .iter()
-        .filter(|bits| !(1..=16).contains(*bits))
-        .map(|bits| format!("codes of {bits} bits are not swept, expected 1 to 16"))
-        .collect();
-    if !wrong.is_empty() {
-        return Err(Error::many(ErrorKind::Input, wrong));
-    }
-    if bits.is_empty() {
-        return Err(Error::new(ErrorKind::Input, "there is no width to sweep"));
-    }
-    let mut bits = bits.to_vec();
-    bits.sort_unstable();
-    bits.dedup();
-    Ok(bits)
-}
-
 fn metric_of(section: &EvaluationSection) -> Result<Metric> {
     Ok(section.metric.name().parse()?)
 }
 
-fn prices_of(weights: &[Weight], losses: &[Vec<f64>], bits: &[u32]) -> Vec<WeightPrices> {
-    let prices = weights.iter().zip(losses).map(|(weight, losses)| WeightPrices {
-        names: weight.names.clone(),
-        rule: weight.rule,
-        elements: weight.elements,
-        num_bits: weight.num_bits,
-        prices: bits
+/// The choices of all parts as one network, measured if it was not and there is something to measure it with.
+fn allocated(
+    priced: &[Priced<'_>],
+    chosen: &[usize],
+    whole: Option<&Whole>,
+    progress: &dyn Progress,
+) -> Result<Point> {
+    let mut points = priced.iter().zip(chosen).map(|(one, &at)| one.point(at));
+    let Some(mut point) = points.next() else {
+        return Err(Error::new(ErrorKind::Input, "there is nothing to sweep"));
+    };
+    // One part that decides all slots was measured with its curve.
+    let Some(other) = points.next() else { return Ok(point) };
+    point.activation_bits = other.activation_bits;
+    point.loss += other.loss;
+    point.bits.extend(other.bits);
+    point.metric = None;
+    if let Some(whole) = whole {
+        let mut choices = priced[0].choices(chosen[0]);
+        for (all, one) in choices.iter_mut().zip(priced[1].choices(chosen[1])) {
+            *all = all.or(one);
+        }
+        point.metric = whole.metrics(&[choices], progress)?.first().copied();
+    }
+    Ok(point)
+}
+
+fn prices_of(swept: &Swept, losses: &[Vec<f64>]) -> Vec<SlotPrices> {
+    let prices = swept.slots.iter().zip(losses).map(|(slot, losses)| SlotPrices {
+        names: slot.names.clone(),
+        role: slot.role.name(),
+        rule: slot.rule,
+        elements: slot.elements,
+        num_bits: slot.num_bits,
+        prices: swept
+            .bits(slot)
             .iter()
-            .zip(&weight.bytes)
+            .zip(&slot.bytes)
             .zip(losses)
-            .map(|((&bits, &bytes), &loss)| WeightPrice { bits, bytes, loss })
+            .map(|((&bits, &bytes), &loss)| SlotPrice { bits, bytes, loss })
             .collect(),
     });
     prices.collect()

@@ -2,9 +2,9 @@
 
 use serde::{Serialize, Serializer};
 
-use super::{Budget, ScoreData, SensitivityScore};
+use super::{Budget, ScoreData, SensitivityScore, SweptSlots};
 
-/// The prices of all weights at all widths, and what can be bought.
+/// The prices of all slots at all widths, and what can be bought.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sensitivity {
     /// The model's file name.
@@ -13,26 +13,47 @@ pub struct Sensitivity {
     pub config: String,
     /// What losses are, and of what.
     pub scored: ScoredBy,
-    /// The widths, ascending.
-    pub bits: Vec<u32>,
-    /// The weights, in the order of the graph.
-    pub weights: Vec<WeightPrices>,
-    /// All weights at one width, for each width.
-    pub uniform: Vec<Point>,
-    /// What no other choice of widths beats in both size and sum of losses: the corners of the Pareto front, by rising size,
-    /// with the points that were measured. Sizes are bytes if the budget is, else bits.
-    pub curve: Vec<Point>,
-    /// Whether the front is complete; else the choices are good, but better ones may be missed.
-    pub is_exact: bool,
+    /// The widths of weights, ascending; empty where none are swept.
+    pub weight_widths: Vec<SweptWidth>,
+    /// The widths of activations, ascending; empty where none are swept.
+    pub activation_widths: Vec<SweptWidth>,
+    /// The slots: weights in the order of the graph, then activations.
+    pub slots: Vec<SlotPrices>,
+    /// What can be bought: for weights and for activations apart, or for both where a bound on the metric decides both.
+    pub curves: Vec<Curve>,
     /// What was measured of whole networks, where anything was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<MeasuredBy>,
-    /// What the budget buys, where there is one.
+    /// What the budgets buy, where there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocation: Option<Allocation>,
     /// What should be known beside the numbers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+impl Sensitivity {
+    /// The widths of the allocation for the slots of one of its curves.
+    pub fn chosen(&self, curve: &Curve) -> Option<&[u32]> {
+        let bits = self.allocation.as_ref()?.point.bits.as_slice();
+        let n_weights = self.slots.iter().filter(|slot| !slot.is_activation()).count();
+        match curve.slots {
+            SweptSlots::Weights => bits.get(..n_weights),
+            SweptSlots::Activations => bits.get(n_weights..),
+            SweptSlots::All => Some(bits),
+        }
+    }
+}
+
+/// A width, and what the exported file holds codes of it in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SweptWidth {
+    /// The width.
+    pub bits: u32,
+    /// The type of ONNX: the narrowest that holds codes of a constant, the one of just this width for activations.
+    pub stored_as: &'static str,
+    /// The first operator set that has it, in the layout of all these slots.
+    pub opset: i64,
 }
 
 /// What losses are, and of what.
@@ -51,37 +72,65 @@ pub struct ScoredBy {
     pub outputs: Vec<String>,
 }
 
-/// What a weight costs at each width.
+/// What a slot costs at each width.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct WeightPrices {
+pub struct SlotPrices {
     /// Every full name of the slot; the first is the one that is shown.
     pub names: Vec<String>,
+    /// What stands there: `weight`, `bias`, `constant`, `input` or `output`.
+    pub role: &'static str,
     /// The position of the rule that decides it.
     pub rule: usize,
-    /// Elements of the weight.
+    /// Elements: of a constant all, of an activation those of one sample.
     pub elements: u64,
     /// The width that the rule gives it.
     pub num_bits: u32,
     /// One per width.
-    pub prices: Vec<WeightPrice>,
+    pub prices: Vec<SlotPrice>,
 }
 
-/// What a weight costs at one width.
+impl SlotPrices {
+    /// Whether an activation stands there.
+    pub fn is_activation(&self) -> bool {
+        matches!(self.role, "input" | "output")
+    }
+}
+
+/// What a slot costs at one width.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct WeightPrice {
+pub struct SlotPrice {
     /// The width.
     pub bits: u32,
-    /// Bytes of codes, scales and zero points.
+    /// Bytes of codes, scales and zero points of a constant; 0 for activations, which no file holds.
     pub bytes: u64,
-    /// What the network loses with this weight alone quantized.
+    /// What the network loses with this slot alone quantized.
     pub loss: f64,
 }
 
-/// A width for each weight.
+/// Sizes against losses.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Curve {
+    /// The slots whose widths are chosen together.
+    pub slots: SweptSlots,
+    /// All slots of a kind at one width, for each width; of two kinds, for each pair of widths.
+    pub uniform: Vec<Point>,
+    /// What no other choice of widths beats in both size and sum of losses: the corners of the Pareto front, by rising size,
+    /// with the points that were measured. Sizes are bytes if the budget is, else the bits of the constants and of the
+    /// activations of one sample.
+    pub points: Vec<Point>,
+    /// Whether the front is complete; else the choices are good, but better ones may be missed.
+    pub is_exact: bool,
+}
+
+/// A width for each slot.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Point {
-    /// The mean over the elements of the weights.
-    pub average_bits: f64,
+    /// The mean over the elements of the weights, if any are among the slots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average_bits: Option<f64>,
+    /// The mean over the elements of the activations of one sample, if any are among the slots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation_bits: Option<f64>,
     /// Bytes of all constants of the model, as a plan counts them.
     pub bytes: u64,
     /// The sum of the losses.
@@ -89,7 +138,7 @@ pub struct Point {
     /// The metric of the whole simulated network, with all quantizers of the rules, where it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<f64>,
-    /// The widths, in the order of the weights.
+    /// The widths, in the order of the slots.
     pub bits: Vec<u32>,
 }
 
@@ -106,16 +155,16 @@ pub struct MeasuredBy {
     pub float: Option<f64>,
 }
 
-/// What a budget buys.
+/// What budgets buy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Allocation {
-    /// The budget.
-    #[serde(serialize_with = "as_text")]
-    pub budget: Budget,
-    /// The widths.
+    /// The budgets.
+    #[serde(serialize_with = "as_texts")]
+    pub budgets: Vec<Budget>,
+    /// The widths of all slots.
     pub point: Point,
 }
 
-fn as_text<S: Serializer>(budget: &Budget, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(budget)
+fn as_texts<S: Serializer>(budgets: &[Budget], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(budgets.iter().map(ToString::to_string))
 }

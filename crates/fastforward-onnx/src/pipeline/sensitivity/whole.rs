@@ -5,9 +5,9 @@ use std::sync::Arc;
 use fastforward_core::metrics::Metric;
 use fastforward_core::quantization::Quantizer;
 
-use super::candidates::Weight;
-use super::front::Front;
+use super::candidates::Swept;
 use super::judge::{Judge, Yardstick};
+use super::part::Priced;
 use super::{Budget, MeasuredBy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::measure::output_name;
@@ -15,22 +15,31 @@ use crate::pipeline::{Job, Progress, Stage};
 use crate::shapes::ShapeTable;
 use crate::simulate::{Rounding, SimulateOptions, simulate};
 
-/// The network as the rules quantize it, whose weights take any of their widths.
+/// The width of each slot of a sweep, by its position; `None` for that of its rule.
+pub(super) type Choices = Vec<Option<usize>>;
+
+/// The network as the rules quantize it, whose swept slots take any of their widths.
 pub(super) struct Whole {
     /// With ranges set.
     job: Job,
-    /// Where each weight stands, and its quantizers by width.
-    weights: Vec<(usize, Vec<Arc<dyn Quantizer>>)>,
+    slots: Vec<Slot>,
     shapes: ShapeTable,
     judge: Judge,
     metric: Metric,
+}
+
+/// Where a slot stands, the quantizer of its rule, and those by width.
+struct Slot {
+    site: usize,
+    own: Arc<dyn Quantizer>,
+    by_width: Vec<Arc<dyn Quantizer>>,
 }
 
 impl Whole {
     pub(super) fn new(
         job: &Job,
         metric: Metric,
-        weights: &[Weight],
+        swept: &Swept,
         progress: &dyn Progress,
     ) -> Result<Self> {
         let data = job.open_data()?;
@@ -44,20 +53,23 @@ impl Whole {
         let yardstick = Yardstick::Metric(metric);
         let judge =
             Judge::new(&job.model, evaluation, vec![output], yardstick, job.engine_options())?;
-        let weights = weights.iter().map(|one| (one.site, one.quantizers.clone())).collect();
-        Ok(Self { job: work, weights, shapes, judge, metric })
+        let sites = work.tree.sites();
+        let slots = swept.slots.iter().map(|one| Slot {
+            site: one.site,
+            own: sites[one.site].slot.quantizer(),
+            by_width: one.quantizers.clone(),
+        });
+        let slots = slots.collect();
+        Ok(Self { job: work, slots, shapes, judge, metric })
     }
 
     /// The metric for each choice of widths.
-    pub(super) fn metrics(
-        &self,
-        choices: &[Vec<usize>],
-        progress: &dyn Progress,
-    ) -> Result<Vec<f64>> {
+    pub(super) fn metrics(&self, choices: &[Choices], progress: &dyn Progress) -> Result<Vec<f64>> {
         let Job { model, tree, .. } = &self.job;
         let network = |at: usize| {
-            for ((site, quantizers), &width) in self.weights.iter().zip(&choices[at]) {
-                tree.sites()[*site].slot.replace(quantizers[width].clone());
+            for (slot, width) in self.slots.iter().zip(&choices[at]) {
+                let quantizer = width.map_or(&slot.own, |width| &slot.by_width[width]);
+                tree.sites()[slot.site].slot.replace(quantizer.clone());
             }
             // As the exported file rounds, so that a bound that holds here holds there.
             let options =
@@ -71,25 +83,24 @@ impl Whole {
     }
 
     /// The point of the front that holds a bound on the metric while one below it, which was tried, does not: the smallest
-    /// one where the metric grows with the size. What is measured on the way is added to `measured`.
+    /// one where the metric grows with the size. What is measured on the way is added to what the part knows.
     pub(super) fn bisect(
         &self,
-        front: &Front,
+        priced: &mut Priced<'_>,
         bound: Budget,
-        measured: &mut Vec<(usize, f64)>,
         progress: &dyn Progress,
     ) -> Result<usize> {
         let holds = |value: f64| match bound {
             Budget::MetricAtLeast(bound) => value >= bound,
             Budget::MetricAtMost(bound) => value <= bound,
-            Budget::AverageBits(_) | Budget::Bytes(_) => false,
+            Budget::AverageBits(_) | Budget::Bytes(_) | Budget::ActivationBits(_) => false,
         };
+        let (mut fails, mut meets) = (0, priced.front.points().len() - 1);
         let mut value_at = |point: usize| {
-            let value = self.metrics(&[front.choices(point)], progress)?[0];
-            measured.push((point, value));
+            let value = self.metrics(&[priced.choices(point)], progress)?[0];
+            priced.measured.push((point, value));
             Ok::<f64, Error>(value)
         };
-        let (mut fails, mut meets) = (0, front.points().len() - 1);
         let best = value_at(meets)?;
         if !holds(best) {
             let sign = if self.metric.is_error() { "<=" } else { ">=" };

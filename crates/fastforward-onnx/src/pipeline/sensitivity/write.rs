@@ -9,7 +9,7 @@ use fastforward_core::files::write_whole;
 use fastforward_core::quantization::quant_init::{Expect, QuantizerSpec};
 use mpath::NameFragment;
 
-use super::{Allocation, Sensitivity, SensitivityScore, WeightPrices};
+use super::{Allocation, Sensitivity, SensitivityScore, SlotPrices};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::{Job, Samples};
 
@@ -91,13 +91,13 @@ impl<'j> MixedFile<'j> {
     }
 
     /// The text of the configuration: that of the job, and behind it a rule for each width that its rules do not give, with
-    /// the price of each weight.
+    /// the price of each slot.
     ///
     /// A rule of the job that decides nothing any more becomes optional, and what it expects a comment. The text is read
     /// again and its rules resolved before it is given back.
     ///
     /// # Errors
-    /// `Input` when nothing was chosen; `Rules` when the weights would not get their widths.
+    /// `Input` when nothing was chosen; `Rules` when the slots would not get their widths.
     pub fn text(&self, found: &Sensitivity) -> Result<String> {
         let Some(allocation) = &found.allocation else {
             return Err(Error::new(
@@ -105,9 +105,9 @@ impl<'j> MixedFile<'j> {
                 "there is no budget, so no widths were chosen that could be written",
             ));
         };
-        let mut groups: BTreeMap<(usize, u32), Vec<&WeightPrices>> = BTreeMap::new();
-        for (weight, &bits) in found.weights.iter().zip(&allocation.point.bits) {
-            groups.entry((weight.rule, bits)).or_default().push(weight);
+        let mut groups: BTreeMap<(usize, u32), Vec<&SlotPrices>> = BTreeMap::new();
+        for (slot, &bits) in found.slots.iter().zip(&allocation.point.bits) {
+            groups.entry((slot.rule, bits)).or_default().push(slot);
         }
         let mut text = self.with_optional(&self.left_without(&groups));
         if !text.ends_with('\n') {
@@ -116,17 +116,17 @@ impl<'j> MixedFile<'j> {
         text.push_str(&head(found, allocation));
         let mut names: Vec<String> =
             self.job.config.rules.iter().filter_map(|rule| rule.name.clone()).collect();
-        for ((rule, bits), weights) in groups {
+        for ((rule, bits), slots) in groups {
             let Some(entry) = self.job.config.rules.get(rule) else { continue };
             if entry.quantizer.num_bits() == Some(bits) {
                 let _ = writeln!(text, "\n# {bits} bits, as {} says:", called(entry));
-                weights.iter().for_each(|weight| text.push_str(&price(weight, bits, found)));
+                slots.iter().for_each(|slot| text.push_str(&price(slot, bits, found)));
                 continue;
             }
-            for weights in weights.chunks(NAMES_PER_RULE) {
+            for slots in slots.chunks(NAMES_PER_RULE) {
                 let _ = writeln!(text, "\n# {bits} bits in place of those of {}:", called(entry));
-                weights.iter().for_each(|weight| text.push_str(&price(weight, bits, found)));
-                text.push_str(&self.rule(entry, bits, weights, &mut names));
+                slots.iter().for_each(|slot| text.push_str(&price(slot, bits, found)));
+                text.push_str(&self.rule(entry, bits, slots, &mut names));
             }
         }
         self.check(&text, found, allocation)?;
@@ -134,11 +134,11 @@ impl<'j> MixedFile<'j> {
     }
 
     /// The rules that will decide nothing.
-    fn left_without(&self, groups: &BTreeMap<(usize, u32), Vec<&WeightPrices>>) -> Vec<usize> {
+    fn left_without(&self, groups: &BTreeMap<(usize, u32), Vec<&SlotPrices>>) -> Vec<usize> {
         let mut won: Vec<usize> = self.job.resolution.rules.iter().map(|one| one.won).collect();
-        for ((rule, bits), weights) in groups {
+        for ((rule, bits), slots) in groups {
             if self.job.config.rules[*rule].quantizer.num_bits() != Some(*bits) {
-                won[*rule] = won[*rule].saturating_sub(weights.len());
+                won[*rule] = won[*rule].saturating_sub(slots.len());
             }
         }
         let rules = self.job.config.rules.iter().enumerate();
@@ -172,18 +172,19 @@ impl<'j> MixedFile<'j> {
         text
     }
 
-    /// A rule for some weights, which differs from the one that decided them in its query and width.
+    /// A rule for some slots, which differs from the one that decided them in its query and width.
     fn rule(
         &self,
         entry: &RuleEntry,
         bits: u32,
-        weights: &[&WeightPrices],
+        slots: &[&SlotPrices],
         names: &mut Vec<String>,
     ) -> String {
         let mut rule = entry.clone();
         // Of a name that was made here before, what stood before it.
         let base = match &entry.name {
             Some(name) => name.split(" at ").next().unwrap_or(name).to_owned(),
+            None if slots.iter().all(|slot| slot.is_activation()) => "activations".to_owned(),
             None => "weights".to_owned(),
         };
         let plain = format!("{base} at {bits} bits");
@@ -192,12 +193,12 @@ impl<'j> MixedFile<'j> {
             std::iter::once(plain.clone()).chain(numbered).find(|name| !names.contains(name));
         names.extend(name.clone());
         rule.name = name;
-        rule.query.text = query(weights);
+        rule.query.text = query(slots);
         if let QuantizerSpec::Linear { config, .. } = &mut rule.quantizer {
             config.num_bits = bits;
         }
         rule.optional = false;
-        rule.expect = Some(Expect::Exactly(weights.len()));
+        rule.expect = Some(Expect::Exactly(slots.len()));
         // Alone in its file, the rule is rendered as in any other.
         let mut alone = self.job.config.clone();
         alone.rules = vec![rule];
@@ -206,7 +207,7 @@ impl<'j> MixedFile<'j> {
         text.find("[[rule]]").map_or_else(String::new, |at| text[at..].to_owned())
     }
 
-    /// Refuses a text that does not give each weight its width.
+    /// Refuses a text that does not give each slot its width.
     fn check(&self, text: &str, found: &Sensitivity, allocation: &Allocation) -> Result<()> {
         let own = Path::new(self.job.config.name());
         let name = self.path.display().to_string();
@@ -214,13 +215,13 @@ impl<'j> MixedFile<'j> {
         let job = Job::resolved(self.job.model.clone(), config, self.job.options.clone())?;
         let mut problems = job.problems();
         let plan = job.plan()?;
-        for (weight, &bits) in found.weights.iter().zip(&allocation.point.bits) {
-            let slot = plan.slot(&weight.names[0]).and_then(|slot| slot.quantizer.as_ref());
-            let is = slot.map(|quantizer| quantizer.num_bits);
+        for (slot, &bits) in found.slots.iter().zip(&allocation.point.bits) {
+            let planned = plan.slot(&slot.names[0]).and_then(|slot| slot.quantizer.as_ref());
+            let is = planned.map(|quantizer| quantizer.num_bits);
             if is != Some(bits) {
                 problems.push(format!(
                     "`{}` would get {}, chosen are {bits} bits",
-                    weight.names[0],
+                    slot.names[0],
                     is.map_or_else(|| "no quantizer".to_owned(), |bits| format!("{bits} bits"))
                 ));
             }
@@ -258,7 +259,7 @@ fn called(rule: &RuleEntry) -> String {
 
 /// What was chosen, and what the numbers below are.
 fn head(found: &Sensitivity, allocation: &Allocation) -> String {
-    let Allocation { budget, point } = allocation;
+    let Allocation { budgets, point } = allocation;
     let scored = &found.scored;
     let measure = match (scored.score, &scored.metric) {
         (SensitivityScore::Sqnr, _) => "noise over signal of the outputs".to_owned(),
@@ -267,9 +268,18 @@ fn head(found: &Sensitivity, allocation: &Allocation) -> String {
             format!("loss of `{}`", metric.as_deref().unwrap_or("the metric"))
         }
     };
+    let budgets: Vec<String> = budgets.iter().map(|budget| format!("`{budget}`")).collect();
+    let averages = [("weights", point.average_bits), ("activations", point.activation_bits)];
+    let averages: Vec<String> = averages
+        .into_iter()
+        .filter_map(|(kind, bits)| Some(format!("{kind} of {:.3} bits", bits?)))
+        .collect();
     let mut text = format!(
-        "\n# Mixed precision for the budget `{budget}`: {:.3} bits on average, constants of {} B, losses of {:.3e} in sum.\n",
-        point.average_bits, point.bytes, point.loss
+        "\n# Mixed precision for the budget {}: {} on average, constants of {} B, losses of {:.3e} in sum.\n",
+        budgets.join(" and "),
+        averages.join(" and "),
+        point.bytes,
+        point.loss
     );
     if let (Some(value), Some(measured)) = (point.metric, &found.measured) {
         let _ = writeln!(
@@ -280,35 +290,35 @@ fn head(found: &Sensitivity, allocation: &Allocation) -> String {
     }
     let _ = writeln!(
         text,
-        "# The price of a width is the {measure} with that weight alone quantized, on {} samples of {}.",
+        "# The price of a width is the {measure} with that slot alone quantized, on {} samples of {}.",
         scored.samples, scored.data
     );
-    text.push_str("# To give a weight another width, move its name to another rule; `expect` counts the names.\n");
+    text.push_str("# To give a slot another width, move its name to another rule; `expect` counts the names.\n");
     text
 }
 
-/// A comment with the prices of a weight.
-fn price(weight: &WeightPrices, bits: u32, found: &Sensitivity) -> String {
-    let prices = weight.prices.iter().map(|price| {
+/// A comment with the prices of a slot.
+fn price(slot: &SlotPrices, bits: u32, found: &Sensitivity) -> String {
+    let prices = slot.prices.iter().map(|price| {
         let mark = if price.bits == bits { "*" } else { "" };
         format!("{mark}{}: {:.1e}", price.bits, price.loss)
     });
     let prices = prices.collect::<Vec<_>>().join(", ");
-    let width = found.weights.iter().map(|weight| weight.names[0].len()).max().unwrap_or(0);
+    let width = found.slots.iter().map(|slot| slot.names[0].len()).max().unwrap_or(0);
     // A name may hold anything but what ends a comment.
     let name: String =
-        weight.names[0].chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        slot.names[0].chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     format!("#   {name:width$}  {prices}\n")
 }
 
 /// A query for just these slots.
-fn query(weights: &[&WeightPrices]) -> String {
+fn query(slots: &[&SlotPrices]) -> String {
     let path = |name: &str| {
         let steps: Vec<String> =
             name.split('.').map(|step| NameFragment::new(step).to_string()).collect();
         steps.join("/")
     };
-    let names: Vec<&str> = weights.iter().map(|weight| weight.names[0].as_str()).collect();
+    let names: Vec<&str> = slots.iter().map(|slot| slot.names[0].as_str()).collect();
     let common = names.iter().map(|name| name.rsplit_once('.')).collect::<Option<Vec<_>>>();
     let joined = |paths: Vec<String>| match paths.as_slice() {
         [one] => one.clone(),
@@ -328,17 +338,18 @@ mod tests {
     use super::*;
 
     fn check(names: &[&str], expected: &str) {
-        let weights: Vec<WeightPrices> = names
+        let slots: Vec<SlotPrices> = names
             .iter()
-            .map(|name| WeightPrices {
+            .map(|name| SlotPrices {
                 names: vec![(*name).to_owned()],
+                role: "weight",
                 rule: 0,
                 elements: 1,
                 num_bits: 8,
                 prices: Vec::new(),
             })
             .collect();
-        let found = query(&weights.iter().collect::<Vec<_>>());
+        let found = query(&slots.iter().collect::<Vec<_>>());
         assert_eq!(found, expected);
         assert_eq!(mpath::Context::new().query(&found).unwrap().to_string(), expected);
     }
