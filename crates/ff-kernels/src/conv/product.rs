@@ -93,13 +93,15 @@ impl<T: Real> Packed<T> {
         packed
     }
 
-    /// Rows of the block that starts at this row: with those of padding, which only the last block has, and without.
+    /// Rows of the block that starts at this row: with those of padding, which only the last block has, and without. Blocks
+    /// begin at all multiples of [`Self::block`], where [`product`] cuts.
     fn block_rows(&self, first: usize) -> (usize, usize) {
         let left = self.rows - first;
         let padded = match left {
             1 => 1,
             2 => 2,
-            3 | 4 | 7 | 8 => 4,
+            3 | 4 => 4,
+            7 | 8 if self.block > 6 => 4,
             9.. if left + 1 >= self.block => self.block,
             _ => 6,
         };

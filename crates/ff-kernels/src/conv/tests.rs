@@ -225,6 +225,36 @@ fn every_instruction_set_computes_the_same_sums() {
 }
 
 #[test]
+fn work_is_cut_between_blocks_of_rows() {
+    // One image, so that channels are what threads share.
+    for out_channels in [7, 8, 13, 14, 20, 32, 128] {
+        let shape = ConvShape {
+            in_channels: 16,
+            out_channels,
+            input: [1, 40, 40],
+            output: [1, 40, 40],
+            kernel: [1, 3, 3],
+            padding: [0, 1, 1],
+            ..BASE
+        };
+        let x: Vec<f32> = (0..16 * 1600).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
+        let weight: Vec<f32> =
+            (0..out_channels * 144).map(|i| ((i * 53) % 89) as f32 / 44.0 - 1.0).collect();
+        for level in crate::simd::tests::LEVELS {
+            let run = |threads| {
+                let limit = move |_| crate::simd::tests::HIGHEST.set(level);
+                let pool = rayon::ThreadPoolBuilder::new();
+                let pool = pool.num_threads(threads).start_handler(limit).build();
+                let mut out = vec![0.0; out_channels * 1600];
+                pool.unwrap().install(|| conv(&shape, &x, &weight, None, &mut out)).unwrap();
+                out
+            };
+            assert_eq!(run(1), run(2), "{out_channels} channels, {level:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_no_convolution_is_an_error() {
     let say =
         |shape: &ConvShape| conv(shape, &[1.0], &[1.0], None, &mut [0.0]).unwrap_err().to_string();

@@ -13,7 +13,7 @@ use crate::error::{KernelError, KernelErrorKind, check_len};
 use crate::grid::IntegerGrid;
 use crate::lanes::dispatch_fused;
 use crate::product::{Lane, WIDTH};
-use crate::range::{Parameters, min_max, parameters_for_range};
+use crate::range::{OneSided, Parameters, min_max, parameters_for_range};
 use crate::tiling::Tiling;
 
 /// The work, checked.
@@ -84,10 +84,13 @@ impl Layer<'_> {
     }
 
     /// Strips that are rounded from the first column to the last before others are begun: few, so that they stay in
-    /// the caches; all of them where ranges computed anew are of rows in several.
+    /// the caches; all of them where ranges computed anew are of rows in several, or parameters depend on the ranges of
+    /// all rows.
     fn batch(&self) -> usize {
         let strips = self.rows.div_ceil(WIDTH);
-        let independent = !self.regroups() || WIDTH.is_multiple_of(self.tile.0);
+        let range = &self.options.range;
+        let together = range.symmetric && range.one_sided == OneSided::Global;
+        let independent = !self.regroups() || (WIDTH.is_multiple_of(self.tile.0) && !together);
         if independent { self.panel(strips) } else { strips }
     }
 

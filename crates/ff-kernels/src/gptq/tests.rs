@@ -193,6 +193,33 @@ fn factor_and_weights_do_not_depend_on_threads() {
     }
 }
 
+/// Whether the negative half of the grid is needed is one decision for all rows of a group, in however many batches.
+#[test]
+fn rows_of_one_sign_decide_together_for_any_number_of_threads() {
+    let (rows, features) = (64, 16);
+    let mut noise = Noise::new(23);
+    let x = samples(&mut noise, 100, features, 5, 0.2);
+    let mut weight = noise.take(rows * features);
+    for (i, w) in weight.iter_mut().enumerate() {
+        *w = if i < 32 * features { w.abs() + 0.1 } else { -w.abs() - 0.1 };
+    }
+    let tiling = Tiling::new(&[rows, features], &[1, 4]).unwrap();
+    let grid = IntegerGrid::signed(4).unwrap();
+    let run = |threads| {
+        in_threads(threads, || {
+            let mut hessian = Hessian::new(features).unwrap();
+            hessian.add(&x).unwrap();
+            let factor = HessianFactor::new(&mut hessian, &FactorOptions::default()).unwrap();
+            gptq(&weight, &tiling, grid, &factor, &GptqOptions::default()).unwrap()
+        })
+    };
+    let one = run(1);
+    assert_eq!(one.parameters.offset, None);
+    for threads in 2..=4 {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
 /// A random problem: any shape, granularity and option, with Hessians that are singular or have dead features.
 struct Problem {
     rows: usize,
