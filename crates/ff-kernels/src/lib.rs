@@ -90,9 +90,9 @@ pub use range::{
     moments_reference, parameters_for_range, quantization_range, search_min_error,
 };
 pub use rounding::{
-    AdaRoundOptions, Awq, AwqOptions, BiasCorrection, Hqq, HqqOptions, LayerMoments, MomentSums,
-    RangeChoice, Rounded, activation_weighted_mse, adaround, awq, bias_correction,
-    coordinate_descent, hqq, reconstruction_losses, reconstruction_losses_reference,
+    AdaRoundOptions, Awq, AwqOptions, BiasCorrection, Hqq, HqqOffsets, HqqOptions, LayerMoments,
+    MomentSums, RangeChoice, Rounded, activation_weighted_mse, adaround, awq, bias_correction,
+    coordinate_descent, hqq, hqq_offsets, reconstruction_losses, reconstruction_losses_reference,
     sequential_mse,
 };
 pub use tiling::{Element, Tiling};

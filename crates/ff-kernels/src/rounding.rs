@@ -35,7 +35,7 @@ pub use adaround::{AdaRoundOptions, adaround};
 pub use awq::{Awq, AwqOptions, awq};
 pub use bias::{BiasCorrection, bias_correction};
 pub use descent::coordinate_descent;
-pub use hqq::{Hqq, HqqOptions, hqq};
+pub use hqq::{Hqq, HqqOffsets, HqqOptions, hqq, hqq_offsets};
 pub use layer::{reconstruction_losses, reconstruction_losses_reference};
 pub use moments::{LayerMoments, MomentSums};
 pub use ranges::{RangeChoice, activation_weighted_mse, sequential_mse};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fastforward_core::quantization::LinearQuantizer;
 use fastforward_core::quantization::affine::{AffineParameters, SavedQuantizer};
-use ff_kernels::{HqqOptions, Tiling, hqq};
+use ff_kernels::{HqqOptions, Tiling, hqq_offsets};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Model;
@@ -22,8 +22,9 @@ pub struct OffsetOutcome {
     pub loss: f64,
 }
 
-/// Refines the offsets of calibrated quantizers of weights by half-quadratic quantization: see [`hqq`]. Works on every
-/// constant, in a graph or without, one after the other.
+/// Refines the offsets of calibrated quantizers of weights by half-quadratic quantization: see [`hqq`](ff_kernels::hqq). Works
+/// on every constant, in a graph or without, one after the other: the largest one's float copy and 4 MiB for each thread is
+/// what it takes.
 ///
 /// # Errors
 /// `Quantizer` for a quantizer that has no offsets, or no range yet; those of reading constants.
@@ -34,6 +35,7 @@ pub fn refine_offsets<'s>(
 ) -> Result<Vec<OffsetOutcome>> {
     let mut finder = ConstantFinder::new(model);
     let mut outcomes = Vec::new();
+    let mut weight = Vec::new();
     for site in sites {
         let wrong =
             |reason: String| Error::new(ErrorKind::Quantizer, format!("`{}`: {reason}", site.name));
@@ -51,14 +53,20 @@ pub fn refine_offsets<'s>(
         let shape = constant.info()?.shape;
         let tile =
             config.granularity.tile_shape(&shape).map_err(|error| wrong(error.to_string()))?;
-        let weight = constant.to_f32()?;
+        let len = shape.iter().product();
+        if weight.capacity() < len {
+            // Not both at a time: the old buffer, and a larger one.
+            weight = Vec::new();
+        }
+        weight.resize(len, 0.0);
+        constant.floats()?.read(0, &mut weight)?;
         let found = Tiling::new(&shape, &tile)
-            .and_then(|tiling| hqq(&weight, &tiling, before.affine(), grid, options));
+            .and_then(|tiling| hqq_offsets(&weight, &tiling, before.affine(), grid, options));
         let found = found.map_err(|error| wrong(error.to_string()))?;
         outcomes.push(OffsetOutcome {
             slot: site.name.clone(),
-            loss_before: found.loss_before(),
-            loss: found.loss_after(),
+            loss_before: found.before.iter().sum(),
+            loss: found.after.iter().sum(),
         });
         let quantizer = LinearQuantizer::new(config).map_err(|error| wrong(error.to_string()))?;
         quantizer

@@ -2,10 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::layer::matrix;
 use super::math::{exp2, log2};
 use crate::affine::{Affine, Bounds};
-use crate::error::{KernelError, KernelErrorKind};
+use crate::error::{KernelError, KernelErrorKind, check_finite};
 use crate::grid::IntegerGrid;
 use crate::tiling::Tiling;
 
@@ -91,16 +90,57 @@ pub fn hqq(
     grid: IntegerGrid,
     options: &HqqOptions,
 ) -> Result<Hqq, KernelError> {
+    let found = hqq_offsets(weight, tiling, affine, grid, options)?;
+    let grid = Bounds::new(grid);
+    let mut out = vec![0.0; tiling.len()];
+    for (tile, offset) in found.offset.iter().enumerate() {
+        let scale = affine.scale[tile];
+        for element in tiling.tile_elements(tile) {
+            let code = code(weight[element.input], scale, *offset, grid);
+            out[element.output] = (code + offset) * scale;
+        }
+    }
+    Ok(Hqq { weight: out, offset: found.offset, before: found.before, after: found.after })
+}
+
+/// Offsets found without the weight they make, and what they gain.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HqqOffsets {
+    /// One offset per tile.
+    pub offset: Vec<f32>,
+    /// `Σ |w - ŵ|^p` of each tile with the offset it came with.
+    pub before: Vec<f64>,
+    /// `Σ |w - ŵ|^p` of each tile.
+    pub after: Vec<f64>,
+}
+
+/// The offsets of [`hqq`] alone: beside the weight it takes at most 4 MiB for each thread, whatever the tiles.
+///
+/// # Errors
+/// As [`hqq`].
+pub fn hqq_offsets(
+    weight: &[f32],
+    tiling: &Tiling,
+    affine: Affine<'_>,
+    grid: IntegerGrid,
+    options: &HqqOptions,
+) -> Result<HqqOffsets, KernelError> {
     options.check()?;
     let tiling = affine.check(tiling)?;
-    let (_, _, weight) = matrix(weight, &tiling)?;
+    tiling.check_input(weight.len())?;
+    match tiling.is_contiguous() {
+        true => check_finite(weight.iter().map(|w| w.is_finite()))?,
+        false => {
+            let finite = |number| weight[tiling.input_of(number)].is_finite();
+            check_finite((0..tiling.len()).map(finite))?;
+        }
+    }
     let found: Vec<Found> = (0..tiling.num_tiles())
         .into_par_iter()
         .map(|tile| {
-            let of = |element: crate::tiling::Element| weight[element.output];
             let offset = affine.offset.map_or(0.0, |offset| offset[tile]);
             let tile = Tile {
-                weight: tiling.tile_elements(tile).map(of).collect(),
+                weight: Weights::of(weight, &tiling, tile),
                 scale: affine.scale[tile],
                 grid: Bounds::new(grid),
                 options,
@@ -108,14 +148,7 @@ pub fn hqq(
             tile.search(offset)
         })
         .collect();
-    let mut out = vec![0.0; weight.len()];
-    for (tile, found) in found.iter().enumerate() {
-        for (element, value) in tiling.tile_elements(tile).zip(&found.weight) {
-            out[element.output] = *value;
-        }
-    }
-    Ok(Hqq {
-        weight: out,
+    Ok(HqqOffsets {
         offset: found.iter().map(|found| found.offset).collect(),
         before: found.iter().map(|found| found.before).collect(),
         after: found.iter().map(|found| found.after).collect(),
@@ -145,8 +178,48 @@ impl HqqOptions {
     }
 }
 
+/// The weights of a tile, side by side or where they lie.
+enum Weights<'a> {
+    Copied(Vec<f32>),
+    Where(&'a [f32], &'a Tiling, usize),
+}
+
+impl<'a> Weights<'a> {
+    /// The most weights of a tile that are copied, since reading them again and again is faster then.
+    const MOST_COPIED: usize = 1 << 20;
+
+    fn of(weight: &'a [f32], tiling: &'a Tiling, tile: usize) -> Self {
+        if tiling.tile_len() > Self::MOST_COPIED {
+            return Self::Where(weight, tiling, tile);
+        }
+        Self::Copied(tiling.tile_elements(tile).map(|element| weight[element.input]).collect())
+    }
+
+    /// A sum over all weights in the order of the tile.
+    fn sum(&self, term: impl Fn(f32) -> f64) -> f64 {
+        match self {
+            Self::Copied(weights) => weights.iter().map(|weight| term(*weight)).sum(),
+            Self::Where(weight, tiling, tile) => {
+                tiling.tile_elements(*tile).map(|element| term(weight[element.input])).sum()
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Copied(weights) => weights.len(),
+            Self::Where(_, tiling, _) => tiling.tile_len(),
+        }
+    }
+}
+
+/// The code of a weight.
+fn code(weight: f32, scale: f32, offset: f32, grid: Bounds) -> f32 {
+    grid.clamp((weight / scale - offset).round_ties_even())
+}
+
 struct Tile<'a> {
-    weight: Vec<f32>,
+    weight: Weights<'a>,
     scale: f32,
     grid: Bounds,
     options: &'a HqqOptions,
@@ -154,7 +227,6 @@ struct Tile<'a> {
 
 struct Found {
     offset: f32,
-    weight: Vec<f32>,
     before: f64,
     after: f64,
 }
@@ -162,20 +234,18 @@ struct Found {
 impl Tile<'_> {
     fn search(&self, offset: f32) -> Found {
         let mut offset = self.allowed(offset);
-        let weight = self.quantized(offset);
-        let before = self.loss(&weight);
-        let mut best = Found { offset, weight, before, after: before };
+        let before = self.loss(offset);
+        let mut best = Found { offset, before, after: before };
         let mut beta = self.options.beta;
         for _ in 0..self.options.iterations {
             offset = self.allowed(self.next(offset, beta));
             beta *= self.options.kappa;
-            let weight = self.quantized(offset);
-            let after = self.loss(&weight);
+            let after = self.loss(offset);
             let falls = after < best.after;
             if !falls {
                 break;
             }
-            best = Found { offset, weight, after, ..best };
+            best = Found { offset, after, ..best };
         }
         best
     }
@@ -185,36 +255,56 @@ impl Tile<'_> {
     }
 
     fn code(&self, weight: f32, offset: f32) -> f32 {
-        self.grid.clamp((weight / self.scale - offset).round_ties_even())
-    }
-
-    fn quantized(&self, offset: f32) -> Vec<f32> {
-        self.weight.iter().map(|w| (self.code(*w, offset) + offset) * self.scale).collect()
+        code(weight, self.scale, offset, self.grid)
     }
 
     /// The offset that weights want whose large errors are set free.
     fn next(&self, offset: f32, beta: f32) -> f32 {
-        let wanted = |weight: &f32| {
-            let code = self.code(*weight, offset);
+        let wanted = |weight: f32| {
+            let code = self.code(weight, offset);
             let position = weight / self.scale;
             let error = position - (code + offset);
             let size = error.abs();
             let shrunk = (size - self.power(size, self.options.norm - 1.0) / beta).max(0.0);
             f64::from(position - shrunk.copysign(error) - code)
         };
-        (self.weight.iter().map(wanted).sum::<f64>() / self.weight.len() as f64) as f32
+        (self.weight.sum(wanted) / self.weight.len() as f64) as f32
     }
 
     /// `Σ |w - ŵ|^p`
-    fn loss(&self, quantized: &[f32]) -> f64 {
-        let term = |(weight, quantized): (&f32, &f32)| {
+    fn loss(&self, offset: f32) -> f64 {
+        self.weight.sum(|weight| {
+            let quantized = (self.code(weight, offset) + offset) * self.scale;
             let error = (weight - quantized).abs();
             if error == 0.0 { 0.0 } else { f64::from(self.power(error, self.options.norm)) }
-        };
-        self.weight.iter().zip(quantized).map(term).sum()
+        })
     }
 
     fn power(&self, x: f32, exponent: f32) -> f32 {
         exp2(exponent * log2(x.max(f32::MIN_POSITIVE)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_where_they_lie_sum_up_as_copied_ones() {
+        let (rows, columns) = (6, 8);
+        let weight: Vec<f32> = (0..rows * columns).map(|at| (at as f32 * 0.37).sin()).collect();
+        for tile in [[6, 8], [1, 8], [6, 1], [2, 4]] {
+            let tiling = Tiling::new(&[rows, columns], &tile).unwrap();
+            for tile in 0..tiling.num_tiles() {
+                let options = HqqOptions::default();
+                let of = |weight| {
+                    let grid = Bounds::new(IntegerGrid::signed(3).unwrap());
+                    let found = Tile { weight, scale: 0.21, grid, options: &options }.search(0.4);
+                    (found.offset, found.before, found.after)
+                };
+                let copied = of(Weights::of(&weight, &tiling, tile));
+                assert_eq!(copied, of(Weights::Where(&weight, &tiling, tile)));
+            }
+        }
     }
 }
