@@ -20,10 +20,14 @@ sequential='[[algorithm]]
 type = "sequential_mse"'
 gptq='[[algorithm]]
 type = "gptq"'
+gptq_biases="$gptq
+"'correct_bias = true'
 descent='[[algorithm]]
 type = "coordinate_descent"'
 adaround='[[algorithm]]
 type = "adaround"'
+adaround_biases="$adaround
+"'correct_bias = true'
 correction='[[algorithm]]
 type = "bias_correction"'
 
@@ -63,8 +67,10 @@ table() {
     row 'nearest, min-max ranges' running_minmax
     row 'nearest, ranges of least error' min_error_grid
     row '`gptq`' running_minmax "$gptq"
+    row '`gptq` with `correct_bias`' running_minmax "$gptq_biases"
     row '`gptq`, `coordinate_descent`' running_minmax "$gptq" "$descent"
     row '`adaround`' running_minmax "$adaround"
+    row '`adaround` with `correct_bias`' running_minmax "$adaround_biases"
     row '`adaround`, `bias_correction`' running_minmax "$adaround" "$correction"
     row '`activation_weighted_mse`, `adaround`' running_minmax "$ranges" "$adaround"
     row '`sequential_mse`, `adaround`' running_minmax "$sequential" "$adaround"

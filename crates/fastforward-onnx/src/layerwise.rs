@@ -17,7 +17,7 @@ mod offsets;
 mod run;
 
 pub use fastforward_core::algorithms::layerwise::{
-    Journal, LayerOutcome, MatrixTiles, StepOutcome,
+    BiasStep, Journal, LayerOutcome, MatrixTiles, StepOutcome,
 };
 pub(crate) use float::{float_moments, float_moments_bytes};
 pub use layer::{LinearLayer, NoLayer, linear_layers};

@@ -16,6 +16,7 @@ pub use absorb_bias::{
 };
 pub use awq::{AwqOptions, AwqReport, ScaledLayer, ScaledValue, awq};
 pub use channels::channel_statistics;
+pub(crate) use correct_bias::correctable;
 pub use correct_bias::{
     BiasReport, CorrectOptions, CorrectedBias, KeptBias, add_missing_biases, correct_biases,
     correct_biases_from_inputs,

@@ -42,6 +42,7 @@ type = "activation_weighted_mse"
 [[algorithm]]
 type = "gptq"
 query = "**/[cls:Conv]"
+correct_bias = true
 [[algorithm]]
 type = "adaround"
 query = "**/[cls:Gemm]/[quantizer:parameter/weight]"
@@ -79,6 +80,9 @@ fn algorithms_regain_what_two_bits_lose() {
             let (before, after) = (&change["before"], &change["after"]);
             assert!(after.as_f64() <= before.as_f64(), "{change}");
         }
+        let biases =
+            changes.iter().filter(|one| one["name"].as_str().unwrap().ends_with(" (bias)"));
+        assert_eq!(biases.count() == 2, one["algorithm"] == "gptq", "{one}");
         assert!(one["moment_bytes"].as_u64().unwrap() > 0);
     }
     let text = String::from_utf8(output.stdout).unwrap();

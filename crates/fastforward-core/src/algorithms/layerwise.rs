@@ -38,6 +38,25 @@ pub struct LayerOutcome {
     pub moment_bytes: u64,
     /// What each algorithm did, in the order in which they worked on it.
     pub steps: Vec<StepOutcome>,
+    /// What became of its bias; `None` where it was not to be corrected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias: Option<BiasStep>,
+}
+
+/// What correcting a layer's bias did, once its weight was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum BiasStep {
+    /// It was corrected.
+    Corrected {
+        /// `E‖W x‖²`
+        signal: f64,
+        /// `E‖W x - Ŵ x^‖²` with the weight that was chosen.
+        loss_before: f64,
+        /// The same with the mean error of each output taken off.
+        loss: f64,
+    },
+    /// It stays as it is, for this reason.
+    Kept(String),
 }
 
 /// What one algorithm did to a layer.

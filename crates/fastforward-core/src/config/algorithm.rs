@@ -20,6 +20,9 @@ pub struct AlgorithmEntry {
     /// Which slots of weights it is for; `None` for all that have a quantizer. Always `None` for
     /// algorithms that look at the whole network.
     pub query: Option<QueryText>,
+    /// Whether the bias of each layer is corrected as soon as its weight is chosen, before the next layer is looked at.
+    /// Always false for algorithms of other stages than [`AlgorithmStage::Weights`].
+    pub correct_bias: bool,
     /// File and line, `w4a8.toml:12`.
     pub source: String,
     /// The line, counted from 1.
@@ -252,10 +255,13 @@ fn keys_of(name: &str) -> &'static [&'static str] {
         "smooth" => &["alpha", "rounding"],
         "awq" => &["query", "steps", "rounding"],
         "join_ranges" => &["concatenations", "additions"],
-        "sequential_mse" | "activation_weighted_mse" => &["query", "inputs", "candidates"],
+        "sequential_mse" | "activation_weighted_mse" => {
+            &["query", "inputs", "correct_bias", "candidates"]
+        }
         "gptq" => &[
             "query",
             "inputs",
+            "correct_bias",
             "block_size",
             "damping",
             "max_damping",
@@ -263,10 +269,17 @@ fn keys_of(name: &str) -> &'static [&'static str] {
             "static_groups",
             "dead_columns",
         ],
-        "adaround" => {
-            &["query", "inputs", "iterations", "learning_rate", "regularizer", "warm_up", "descent"]
-        }
-        "coordinate_descent" => &["query", "inputs"],
+        "adaround" => &[
+            "query",
+            "inputs",
+            "correct_bias",
+            "iterations",
+            "learning_rate",
+            "regularizer",
+            "warm_up",
+            "descent",
+        ],
+        "coordinate_descent" => &["query", "inputs", "correct_bias"],
         "hqq" => &["query", "norm", "beta", "kappa", "iterations"],
         "bias_correction" => &["method"],
         _ => &[],
@@ -311,8 +324,15 @@ fn read_algorithm(
     let fields = Fields::of_value(value, place, &known, problems)?;
     let algorithm = read_options(name, &fields)?;
     let query = fields.string("query").and_then(|_| QueryText::new(fields.get("query")?, source));
+    let correct_bias = fields.boolean("correct_bias").unwrap_or(false);
     let line = source.position(value.span().start).0;
-    Some(AlgorithmEntry { algorithm, query, source: format!("{}:{line}", source.name), line })
+    Some(AlgorithmEntry {
+        algorithm,
+        query,
+        correct_bias,
+        source: format!("{}:{line}", source.name),
+        line,
+    })
 }
 
 fn read_options(name: &str, fields: &Fields<'_, '_>) -> Option<Algorithm> {

@@ -156,6 +156,7 @@ fn render_algorithm(entry: &AlgorithmEntry) -> Section {
     let inputs = entry.algorithm.inputs();
     let section =
         section.with_some("inputs", inputs.map(|one| quoted(name_of(&LayerInputs::NAMES, one))));
+    let section = section.with_some("correct_bias", entry.correct_bias.then_some(true));
     match &entry.algorithm {
         Algorithm::Equalize { rounding, relu6, bound_biases } => section
             .with("rounding", quoted(name_of(&algorithm::ROUNDINGS, *rounding)))

@@ -14,11 +14,12 @@ use ff_kernels::LayerMoments;
 
 use super::gather::{Network, bytes, gather};
 use super::layer::LinearLayer;
-use super::{LayerOutcome, StepOutcome};
+use super::{BiasStep, LayerOutcome, StepOutcome};
 use crate::calibrate::{Batch, RunOptions};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Model, data};
+use crate::rewrite::correctable;
 use crate::simulate::{SimulateOptions, Simulated, simulate};
 use crate::tree::Tree;
 
@@ -31,6 +32,8 @@ pub struct LayerTask {
     pub layer: LinearLayer,
     /// Of [`AlgorithmStage::Weights`](fastforward_core::config::AlgorithmStage::Weights).
     pub algorithms: Vec<Algorithm>,
+    /// Whether the mean error of its output is then taken off its bias, before the next layer is looked at.
+    pub correct_bias: bool,
 }
 
 /// What [`choose_weights`] works with.
@@ -87,7 +90,7 @@ pub fn choose_weights<B: Iterator<Item = Result<Batch>>>(
     for (number, task) in tasks.iter().enumerate() {
         let layer = &task.layer;
         if let Some(finished) = context.journal.read(number, &layer.weight.name) {
-            put(model, layer, &finished)?;
+            put(model, tree, layer, &finished, context)?;
             progress.layer(&finished.outcome, None);
             outcomes.push(finished.outcome);
             continue;
@@ -101,7 +104,17 @@ pub fn choose_weights<B: Iterator<Item = Result<Batch>>>(
             groups: layer.groups,
             moment_bytes: 0,
             steps: Vec::new(),
+            bias: None,
         };
+        let mut layer_bias = None;
+        if task.correct_bias {
+            let shapes = &context.simulation.shapes;
+            match correctable(model, tree, layer.weight.node.index, shapes)? {
+                Some(Ok(found)) => layer_bias = Some(found),
+                Some(Err(reason)) => outcome.bias = Some(BiasStep::Kept(reason)),
+                None => {}
+            }
+        }
         let mut seconds = Vec::new();
         // One kind of moments at a time.
         let mut held: Option<(Seen, Vec<LayerMoments>)> = None;
@@ -111,13 +124,23 @@ pub fn choose_weights<B: Iterator<Item = Result<Batch>>>(
                 Some((same, found)) if same == seen => found,
                 _ => moments.of(model, tree, tasks, number, seen, progress)?,
             };
-            outcome.moment_bytes = outcome.moment_bytes.max(bytes(layer, seen));
+            // What the bias will take off is no error of the weight.
+            let centered: Option<Vec<LayerMoments>> =
+                layer_bias.is_some().then(|| found.iter().map(LayerMoments::centered).collect());
+            // A copy of three matrices is more than becoming moments takes beside them, one of one is not.
+            let copied = match centered.is_some() && seen == Seen::Paired {
+                true => bytes(layer, seen) / 5,
+                false => 0,
+            };
+            outcome.moment_bytes = outcome.moment_bytes.max(bytes(layer, seen) + copied);
             let started = Instant::now();
             let wrong = |error: &dyn std::fmt::Display| {
                 let text = format!("`{}`: {algorithm}: {error}", layer.weight.name);
                 Error::new(ErrorKind::Quantizer, text)
             };
-            let step = problem.apply(algorithm, &found).map_err(|error| wrong(&error))?;
+            let step = problem
+                .apply(algorithm, centered.as_ref().unwrap_or(&found))
+                .map_err(|error| wrong(&error))?;
             seconds.push(started.elapsed().as_secs_f64());
             outcome.steps.push(StepOutcome {
                 algorithm: at,
@@ -129,9 +152,23 @@ pub fn choose_weights<B: Iterator<Item = Result<Batch>>>(
             });
             held = Some((seen, found));
         }
-        let finished = finish(layer, problem, outcome)?;
+        let mut bias = None;
+        if let Some(layer_bias) = layer_bias {
+            let found = match held.take() {
+                Some((Seen::Paired, found)) => found,
+                _ => moments.of(model, tree, tasks, number, Seen::Paired, progress)?,
+            };
+            outcome.moment_bytes = outcome.moment_bytes.max(bytes(layer, Seen::Paired));
+            let wrong = |error: &dyn std::fmt::Display| wrong_at(layer, error);
+            let (change, loss_before, loss) =
+                problem.bias_correction(&found).map_err(|error| wrong(&error))?;
+            let signal = problem.signal(&found).map_err(|error| wrong(&error))?;
+            outcome.bias = Some(BiasStep::Corrected { signal, loss_before, loss });
+            bias = Some(layer_bias.corrected(model, &change));
+        }
+        let finished = Finished { bias, ..finish(layer, problem, outcome)? };
         context.journal.write(number, &finished)?;
-        put(model, layer, &finished)?;
+        put(model, tree, layer, &finished, context)?;
         progress.layer(&finished.outcome, Some(&seconds));
         outcomes.push(finished.outcome);
     }
@@ -262,15 +299,31 @@ fn finish(layer: &LinearLayer, problem: LayerProblem, outcome: LayerOutcome) -> 
         weight: problem.codes().map(|codes| layer.from_matrix(codes)),
         scale: tiles.from_matrix(problem.scale()),
         offset: problem.offset().map(|offset| tiles.from_matrix(offset)),
+        bias: None,
         outcome,
     })
 }
 
-/// Puts a chosen weight into the model, and its parameters into the quantizer.
-fn put(model: &mut Model, layer: &LinearLayer, finished: &Finished) -> Result<()> {
-    let wrong = |error: &dyn std::fmt::Display| {
-        Error::new(ErrorKind::Quantizer, format!("`{}`: {error}", layer.weight.name))
-    };
+fn wrong_at(layer: &LinearLayer, error: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Quantizer, format!("`{}`: {error}", layer.weight.name))
+}
+
+/// Puts a chosen weight and a corrected bias into the model, and the weight's parameters into the quantizer.
+fn put(
+    model: &mut Model,
+    tree: &Tree,
+    layer: &LinearLayer,
+    finished: &Finished,
+    context: &Context<'_>,
+) -> Result<()> {
+    let wrong = |error: &dyn std::fmt::Display| wrong_at(layer, error);
+    if let Some(bias) = &finished.bias {
+        let node = layer.weight.node.index;
+        match correctable(model, tree, node, &context.simulation.shapes)? {
+            Some(Ok(own)) if bias.len() == layer.rows => own.set(model, bias),
+            _ => return Err(wrong(&"the journal holds a bias of another shape; remove it")),
+        };
+    }
     let (config, before) = calibrated(layer)?;
     let quantizer = LinearQuantizer::new(config).map_err(|error| wrong(&error))?;
     let (scale, offset) = (finished.scale.clone(), finished.offset.clone());

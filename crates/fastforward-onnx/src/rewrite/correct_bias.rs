@@ -220,7 +220,7 @@ impl fmt::Display for KeptBias {
 }
 
 /// A layer to correct.
-struct Correctable {
+pub(crate) struct Correctable {
     layer: Layer,
     bias: Bias,
     /// What the layer and its bias give, and the axis of its channels.
@@ -229,6 +229,28 @@ struct Correctable {
 }
 
 impl Correctable {
+    /// The bias of each output channel when `change` is added to the products with the weight.
+    pub(crate) fn corrected(&self, model: &Model, change: &[f32]) -> Vec<f32> {
+        let node = &model.graph().node[self.layer.node];
+        let alpha = if node.is_standard("Gemm") { node.float_or("alpha", 1.0) } else { 1.0 };
+        let factor = f64::from(alpha) / self.bias.factor;
+        let values = self.bias.values.iter().zip(change);
+        values
+            .map(|(value, change)| (f64::from(*value) + f64::from(*change) * factor) as f32)
+            .collect()
+    }
+
+    /// The constant that holds the bias, if there is one.
+    pub(crate) fn constant(&self) -> Option<&str> {
+        self.bias.name.as_deref()
+    }
+
+    /// Gives the layer this bias; returns the name of the constant.
+    pub(crate) fn set(mut self, model: &mut Model, values: &[f32]) -> Option<String> {
+        self.bias.values = values.to_vec();
+        set_bias(model, self.layer.dtype, &self.bias)
+    }
+
     fn apply(&mut self, model: &mut Model, change: &[f64]) {
         let factor = self.bias.factor;
         for (value, change) in self.bias.values.iter_mut().zip(change) {
@@ -274,51 +296,57 @@ fn find(
     shapes: &ShapeTable,
     kept: &mut Vec<KeptBias>,
 ) -> Result<Vec<Correctable>> {
-    let index = model.index();
-    let stated = ShapeTable::stated(model);
-    let shapes = if shapes.iter().next().is_some() { shapes } else { &stated };
     let mut found = Vec::new();
     for site in tree.set_sites() {
         if site.role != Role::Weight || !site.node.graph.is_empty() {
             continue;
         }
-        let node = &model.graph().node[site.node.index];
-        let mut keep =
-            |reason: String| kept.push(KeptBias { layer: node.label().to_owned(), reason });
-        let layer = match layer_at(model, site.node.index, shapes)? {
-            None => continue,
+        match correctable(model, tree, site.node.index, shapes)? {
+            Some(Ok(one)) => found.push(one),
             Some(Err(reason)) => {
-                keep(reason);
-                continue;
+                let layer = model.graph().node[site.node.index].label().to_owned();
+                kept.push(KeptBias { layer, reason });
             }
-            Some(Ok(layer)) => layer,
-        };
-        let bias = match bias_of(model, &index, &layer)? {
-            Ok(Some(bias)) => bias,
-            Ok(None) => {
-                keep("it adds no bias; `add_missing_biases` gives it one".to_owned());
-                continue;
-            }
-            Err(reason) => {
-                keep(reason);
-                continue;
-            }
-        };
-        let has_quantizer = tree.set_sites().any(|other| {
-            other.node.graph.is_empty()
-                && other.node.index == bias.node
-                && other.position == bias.input
-                && matches!(other.role, Role::Bias | Role::Constant)
-        });
-        if has_quantizer {
-            keep("its bias has a quantizer of its own".to_owned());
-            continue;
+            None => {}
         }
-        let value = model.graph().node[bias.node].output[0].clone();
-        let axis = -(layer.axis.from_end as isize) - 1;
-        found.push(Correctable { layer, bias, value, axis });
     }
     Ok(found)
+}
+
+/// The layer at a node of the main graph with a bias that can be changed, or why it cannot be; `None` where no layer is.
+pub(crate) fn correctable(
+    model: &Model,
+    tree: &Tree,
+    node: usize,
+    shapes: &ShapeTable,
+) -> Result<Option<std::result::Result<Correctable, String>>> {
+    let stated = ShapeTable::stated(model);
+    let shapes = if shapes.iter().next().is_some() { shapes } else { &stated };
+    let layer = match layer_at(model, node, shapes)? {
+        None => return Ok(None),
+        Some(Err(reason)) => return Ok(Some(Err(reason))),
+        Some(Ok(layer)) => layer,
+    };
+    let bias = match bias_of(model, &model.index(), &layer)? {
+        Ok(Some(bias)) => bias,
+        Ok(None) => {
+            let reason = "it adds no bias; `add_missing_biases` gives it one";
+            return Ok(Some(Err(reason.to_owned())));
+        }
+        Err(reason) => return Ok(Some(Err(reason))),
+    };
+    let has_quantizer = tree.set_sites().any(|other| {
+        other.node.graph.is_empty()
+            && other.node.index == bias.node
+            && other.position == bias.input
+            && matches!(other.role, Role::Bias | Role::Constant)
+    });
+    if has_quantizer {
+        return Ok(Some(Err("its bias has a quantizer of its own".to_owned())));
+    }
+    let value = model.graph().node[bias.node].output[0].clone();
+    let axis = -(layer.axis.from_end as isize) - 1;
+    Ok(Some(Ok(Correctable { layer, bias, value, axis })))
 }
 
 /// What the simulation calls the results before they are quantized.

@@ -56,6 +56,7 @@ pub(super) fn choose(
             groups: layer.groups(),
             moment_bytes: 0,
             steps: Vec::new(),
+            bias: None,
         };
         // One kind of moments at a time.
         let mut held: Option<(Seen, Vec<LayerMoments>)> = None;
@@ -96,6 +97,7 @@ pub(super) fn choose(
             weight: problem.codes().map(<[f32]>::to_vec),
             scale: tiles.from_matrix(problem.scale()),
             offset: problem.offset().map(|offset| tiles.from_matrix(offset)),
+            bias: None,
             outcome,
         };
         if let Some(journal) = journal {

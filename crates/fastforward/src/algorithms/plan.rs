@@ -50,9 +50,23 @@ impl Target {
 /// The algorithms of a configuration, in the order of the file, with their queries as this model understands them.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] with every query that does not parse.
+/// [`ErrorKind::Config`] with every query that does not parse; [`ErrorKind::Rule`] with every section that asks for
+/// `correct_bias`, which only a graph has.
 pub fn targets(config: &QuantConfigFile, model: &dyn Module) -> Result<Vec<Target>> {
     let (_, queries) = config.queries(model_context(model))?;
+    let asked = config.algorithms.iter().filter(|entry| entry.correct_bias);
+    let problems: Vec<String> = asked
+        .map(|entry| {
+            format!(
+                "{}: `correct_bias` is for graph files; leave it out, and put `bias_correction` at the end",
+                entry.source
+            )
+        })
+        .collect();
+    if !problems.is_empty() {
+        let summary = "algorithms cannot work";
+        return Err(crate::Error::of_problems(ErrorKind::Rule, summary, &problems).into());
+    }
     let target = |(entry, query): (&crate::config::AlgorithmEntry, Option<Selector>)| Target {
         algorithm: entry.algorithm.clone(),
         query,

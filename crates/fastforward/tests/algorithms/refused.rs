@@ -53,6 +53,18 @@ type = \"hqq\"
 }
 
 #[test]
+fn biases_are_corrected_on_the_way_in_graphs_only() {
+    let section = "[[algorithm]]\ntype = \"gptq\"\ncorrect_bias = true\n";
+    let (model, config) = (network(), configuration(3, true, &section.repeat(2)));
+    let error = fastforward::algorithms::targets(&config, &model).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Rule, "{error}");
+    let text = error.to_string();
+    for line in ["quant.toml:8: ", "quant.toml:11: "] {
+        assert!(text.contains(&format!("{line}`correct_bias` is for graph files")), "{text}");
+    }
+}
+
+#[test]
 fn ranges_after_codes_are_refused() {
     let text =
         "[[algorithm]]\ntype = \"gptq\"\n[[algorithm]]\ntype = \"sequential_mse\"\nquery = \"5\"\n";

@@ -69,6 +69,36 @@ impl LayerMoments {
         Hessian::from_lower(n, self.count, &lower)
     }
 
+    /// The moments of inputs less their means: what the error of the output depends on where the bias is free to take its mean
+    /// off, by [`bias_correction`](crate::bias_correction). `E |x̂|` stays as it is.
+    ///
+    /// ```
+    /// use ff_kernels::MomentSums;
+    /// let mut sums = MomentSums::new(1);
+    /// sums.add(&[3.0, 5.0])?;
+    /// assert_eq!(sums.finish().centered().gram(), [1.0]); // 17 - 4²
+    /// # Ok::<(), ff_kernels::KernelError>(())
+    /// ```
+    pub fn centered(&self) -> Self {
+        let n = self.features.max(1);
+        let less = |matrix: &[f64], left: &[f64], right: &[f64]| -> Vec<f64> {
+            let less = |(at, value): (usize, &f64)| value - left[at / n] * right[at % n];
+            matrix.iter().enumerate().map(less).collect()
+        };
+        Self {
+            features: self.features,
+            count: self.count,
+            gram: less(&self.gram, &self.mean, &self.mean),
+            mean: vec![0.0; self.features],
+            mean_abs: self.mean_abs.clone(),
+            shift: self.shift.as_ref().map(|shift| Shift {
+                cross: less(&shift.cross, &self.mean, &shift.mean),
+                energy: less(&shift.energy, &shift.mean, &shift.mean),
+                mean: vec![0.0; self.features],
+            }),
+        }
+    }
+
     /// The moments of inputs divided by `scale`, `[features]`: of a layer whose weights were multiplied by it.
     ///
     /// # Errors
@@ -332,6 +362,28 @@ mod tests {
         assert_eq!(moments.divided_by(&scale).unwrap(), divided.finish());
         assert!(moments.divided_by(&[1.0; 2]).is_err());
         assert!(moments.divided_by(&[1.0, 0.0, 1.0]).is_err());
+    }
+
+    #[test]
+    fn centered_moments_are_those_of_inputs_less_their_means() {
+        let (count, n) = (60, 3);
+        let (x, float) = (samples(count, n, 2), samples(count, n, 9));
+        let less_mean = |x: &[f32]| -> Vec<f32> {
+            let mean = |j: usize| x.iter().skip(j).step_by(n).sum::<f32>() / count as f32;
+            let means: Vec<f32> = (0..n).map(mean).collect();
+            x.iter().zip(means.iter().cycle()).map(|(x, mean)| x - mean).collect()
+        };
+        let of = |x: &[f32], float: &[f32]| {
+            let mut sums = MomentSums::new(n);
+            sums.add_pair(x, float).unwrap();
+            sums.finish()
+        };
+        let (found, wanted) = (of(&x, &float).centered(), of(&less_mean(&x), &less_mean(&float)));
+        let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close(&found.gram, &wanted.gram) && close(&found.mean, &wanted.mean));
+        let (found, wanted) = (found.shift.unwrap(), wanted.shift.unwrap());
+        assert!(close(&found.cross, &wanted.cross) && close(&found.energy, &wanted.energy));
+        assert!(close(&found.mean, &wanted.mean));
     }
 
     #[test]

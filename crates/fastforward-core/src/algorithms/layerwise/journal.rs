@@ -21,6 +21,8 @@ pub struct Finished {
     pub scale: Vec<f32>,
     /// The offsets.
     pub offset: Option<Vec<f32>>,
+    /// The bias of each output channel, where it was corrected.
+    pub bias: Option<Vec<f32>>,
     /// What was done.
     pub outcome: LayerOutcome,
 }
@@ -120,6 +122,7 @@ impl Journal {
             weight: floats("weight"),
             scale: floats("scale")?,
             offset: floats("offset"),
+            bias: floats("bias"),
             outcome,
         })
     }
@@ -134,6 +137,7 @@ impl Journal {
         let mut tensors = vec![("scale", bytes(&finished.scale))];
         tensors.extend(finished.weight.as_deref().map(|weight| ("weight", bytes(weight))));
         tensors.extend(finished.offset.as_deref().map(|offset| ("offset", bytes(offset))));
+        tensors.extend(finished.bias.as_deref().map(|bias| ("bias", bytes(bias))));
         let written = |error: &dyn std::fmt::Display| {
             Error::new(ErrorKind::Io, format!("cannot write layer {number}: {error}"))
         };
@@ -159,7 +163,7 @@ fn failed(what: &str, folder: &Path, source: std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::StepOutcome;
+    use super::super::{BiasStep, StepOutcome};
     use super::*;
 
     fn finished(slot: &str) -> Finished {
@@ -167,6 +171,7 @@ mod tests {
             weight: (slot == "conv1").then(|| vec![0.5, -1.25, f32::MIN_POSITIVE]),
             scale: vec![0.25],
             offset: Some(vec![3.0]),
+            bias: (slot == "conv2").then(|| vec![-0.5]),
             outcome: LayerOutcome {
                 layer: slot.to_owned(),
                 slot: slot.to_owned(),
@@ -182,6 +187,11 @@ mod tests {
                     samples: 7,
                     rows_kept: 0,
                 }],
+                bias: (slot == "conv2").then_some(BiasStep::Corrected {
+                    signal: 3.0,
+                    loss_before: 0.3,
+                    loss: 0.1 + 0.1,
+                }),
             },
         }
     }

@@ -3,8 +3,8 @@
 use ff_kernels::{
     Affine, CandidateLayout, Candidates, GptqOptions, HessianFactor, IntegerGrid, KernelError,
     LayerMoments, NearestRounding, Parameters, RangeOptions, Tiling, activation_weighted_mse,
-    adaround, coordinate_descent, fake_quantize, gptq, gptq_with_parameters, min_max,
-    reconstruction_losses, sequential_mse,
+    adaround, bias_correction, coordinate_descent, fake_quantize, gptq, gptq_with_parameters,
+    min_max, reconstruction_losses, sequential_mse,
 };
 
 use super::MatrixTiles;
@@ -221,6 +221,26 @@ impl LayerProblem {
             sum += losses.iter().sum::<f64>();
         }
         Ok(sum)
+    }
+
+    /// What to add to the outputs so that their mean error is taken off: [`bias_correction`] of all groups, with the loss of the
+    /// layer before and after.
+    ///
+    /// # Errors
+    /// Moments of another number of inputs.
+    pub fn bias_correction(
+        &self,
+        moments: &[LayerMoments],
+    ) -> Result<(Vec<f32>, f64, f64), KernelError> {
+        let (mut bias, mut before, mut after) = (Vec::new(), 0.0, 0.0);
+        for (group, moments) in moments.iter().enumerate() {
+            let rounded = self.rounded(group)?;
+            let found = bias_correction(self.weight_of(group), &rounded, moments)?;
+            before += found.loss_before();
+            after += found.loss_after();
+            bias.extend(found.bias);
+        }
+        Ok((bias, before, after))
     }
 
     fn decide(

@@ -60,6 +60,7 @@ learning_rate = 0.1
 regularizer = 0
 warm_up = 0.3
 descent = false
+correct_bias = true
 [[algorithm]]
 type = "coordinate_descent"
 [[algorithm]]
@@ -123,14 +124,17 @@ fn written_and_read_again_it_is_the_same() {
     let config = parse(&format!("schema_version = 1\n{ALL}")).unwrap();
     let text = config.to_toml(Path::new("."));
     let again = QuantConfigFile::parse(&text, "quant.toml", Path::new(".")).unwrap();
-    let kept = |config: &QuantConfigFile| -> Vec<(Algorithm, Option<String>)> {
+    let kept = |config: &QuantConfigFile| -> Vec<(Algorithm, Option<String>, bool)> {
         let of = |entry: &crate::config::AlgorithmEntry| {
-            (entry.algorithm.clone(), entry.query.as_ref().map(|query| query.text.clone()))
+            let query = entry.query.as_ref().map(|query| query.text.clone());
+            (entry.algorithm.clone(), query, entry.correct_bias)
         };
         config.algorithms.iter().map(of).collect()
     };
     assert_eq!(kept(&again), kept(&config), "{text}");
     assert_eq!(again.to_toml(Path::new(".")), text);
+    let corrected = config.algorithms.iter().filter(|entry| entry.correct_bias);
+    assert_eq!(corrected.map(|entry| entry.algorithm.name()).collect::<Vec<_>>(), ["adaround"]);
 }
 
 #[test]
@@ -155,6 +159,11 @@ fn mistakes_are_shown_at_their_place() {
         ("type = \"adaround\"\nlearning_rate = 1e60", "`learning_rate` must be positive"),
         ("type = \"adaround\"\ninputs = \"float\"", "unknown inputs `float`"),
         ("type = \"smooth\"\nalpha = 1.5", "`alpha` must be from 0 to 1"),
+        (
+            "type = \"hqq\"\ncorrect_bias = true",
+            "unknown key `correct_bias` in [[algorithm]] of type `hqq`",
+        ),
+        ("type = \"gptq\"\ncorrect_bias = 1", "`correct_bias` must be true or false"),
         ("type = \"awq\"\nsteps = 0", "`steps` must be 1 to 1000"),
         ("type = \"awq\"\nsteps = 1001", "`steps` must be 1 to 1000"),
         ("type = \"awq\"\nalpha = 0.5", "unknown key `alpha` in [[algorithm]] of type `awq`"),

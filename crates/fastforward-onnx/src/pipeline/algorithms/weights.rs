@@ -9,11 +9,13 @@ use fastforward_core::files;
 use super::{AlgorithmChange, AlgorithmReport, PlannedAlgorithm};
 use crate::error::Result;
 use crate::layerwise::{
-    Context, Journal, LayerOutcome, LayerProgress, LayerTask, choose_weights, linear_layers,
+    BiasStep, Context, Journal, LayerOutcome, LayerProgress, LayerTask, choose_weights,
+    linear_layers,
 };
 use crate::pipeline::quantize::batches;
 use crate::pipeline::report::{SourceFile, SourceSamples};
 use crate::pipeline::{Job, Progress, Samples, Stage};
+use crate::rewrite::correctable;
 use crate::shapes::ShapeTable;
 use crate::simulate::SimulateOptions;
 
@@ -46,9 +48,11 @@ impl Job {
             }
             let algorithms = own.iter().map(|(_, entry)| entry.algorithm.clone()).collect();
             numbers.push(own.iter().map(|(at, _)| *at).collect());
-            tasks.push(LayerTask { layer, algorithms });
+            let correct_bias = own.iter().any(|(_, entry)| entry.correct_bias);
+            tasks.push(LayerTask { layer, algorithms, correct_bias });
         }
-        let changed = tasks.iter().map(|task| task.layer.weight.value.clone()).collect();
+        let mut changed: Vec<String> =
+            tasks.iter().map(|task| task.layer.weight.value.clone()).collect();
         let context = Context {
             simulation: SimulateOptions { shapes: shapes.clone(), ..SimulateOptions::default() },
             run: self.run_options(),
@@ -80,6 +84,30 @@ impl Job {
                 });
                 let bytes = report.moment_bytes.get_or_insert(0);
                 *bytes = (*bytes).max(outcome.moment_bytes);
+            }
+            // The algorithm that asked for it, the last of several.
+            let asked = numbers.iter().rev().find(|at| self.config.algorithms[**at].correct_bias);
+            let Some(report) = asked.and_then(|at| reports.get_mut(at)) else { continue };
+            match &outcome.bias {
+                Some(BiasStep::Corrected { signal, loss_before, loss }) => {
+                    let after = Some(share(*loss, *signal));
+                    report.change(
+                        format!("{} (bias)", outcome.layer),
+                        share(*loss_before, *signal),
+                        after,
+                    );
+                }
+                Some(BiasStep::Kept(reason)) => {
+                    report.kept.push(format!("the bias of `{}`: {reason}", outcome.layer));
+                }
+                None => {}
+            }
+        }
+        for (task, outcome) in tasks.iter().zip(&found) {
+            if let Some(BiasStep::Corrected { .. }) = outcome.bias {
+                let node = task.layer.weight.node.index;
+                let bias = correctable(&model, &self.tree, node, shapes)?;
+                changed.extend(bias.and_then(|bias| Some(bias.ok()?.constant()?.to_owned())));
             }
         }
         self.model = model;
