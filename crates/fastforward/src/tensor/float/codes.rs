@@ -2,9 +2,12 @@
 //!
 //! The results are those of the same operator on the dequantized operands, quantized afterwards, bit by bit.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use ff_kernels::Uniform;
 use ff_kernels::simd::{Vectorized, dispatch};
-use rayon::prelude::*;
+
+use super::parallel::for_each_chunk;
 
 /// Codes in row-major order that share a scale and an offset.
 #[derive(Clone, Copy)]
@@ -47,16 +50,13 @@ pub(super) fn quantize_rows<const N: usize>(
         return Some(codes);
     }
     let rows = (CHUNK / n_columns).max(1);
-    let chunk = |(i, codes): (usize, &mut [i8])| {
-        dispatch(Rows { operands, first_row: i * rows, n_columns, to, codes, f: &f })
-    };
-    let found_nan = if codes.len() <= 2 * CHUNK {
-        codes.chunks_mut(rows * n_columns).enumerate().map(chunk).fold(false, |a, b| a | b)
-    } else {
-        let chunks = codes.par_chunks_mut(rows * n_columns).enumerate();
-        chunks.map(chunk).reduce(|| false, |a, b| a | b)
-    };
-    (!found_nan).then_some(codes)
+    let found_nan = AtomicBool::new(false);
+    for_each_chunk(&mut codes, rows * n_columns, &|i, codes| {
+        if dispatch(Rows { operands, first_row: i * rows, n_columns, to, codes, f: &f }) {
+            found_nan.store(true, Relaxed);
+        }
+    });
+    (!found_nan.into_inner()).then_some(codes)
 }
 
 struct Rows<'a, F, const N: usize> {
@@ -103,15 +103,10 @@ impl<F: Fn(usize, [&[f32]; N], &mut [f32]), const N: usize> Vectorized for Rows<
 /// Each code replaced by the one that a table of all 256 has for it, the first for -128.
 pub(crate) fn map_codes(codes: &[i8], table: &[i8; 256]) -> Vec<i8> {
     let mut out = vec![0; codes.len()];
-    let map = |(out, codes): (&mut [i8], &[i8])| {
-        for (out, &code) in out.iter_mut().zip(codes) {
+    for_each_chunk(&mut out, CHUNK, &|i, out| {
+        for (out, &code) in out.iter_mut().zip(&codes[i * CHUNK..]) {
             *out = table[usize::from(code.cast_unsigned() ^ 0x80)];
         }
-    };
-    if codes.len() <= 2 * CHUNK {
-        map((&mut out, codes));
-    } else {
-        out.par_chunks_mut(CHUNK).zip(codes.par_chunks(CHUNK)).for_each(map);
-    }
+    });
     out
 }

@@ -13,6 +13,7 @@ pub(crate) use self::operands::merge;
 use self::operands::{batch_of, contiguous, gemm, rows_of, several_dtypes, widen};
 use super::custom::{Stored, check_floats, dense};
 use super::finish::Finish;
+use super::parallel::for_each_chunk;
 use super::reduce::{column_sums, sum_to};
 use super::shape::broadcast_dims;
 use crate::tensor::{Error, Result};
@@ -460,17 +461,11 @@ impl CustomOp3 for Linear {
 
 /// [`add_bias`], and something done with the sums while they are in the cache.
 fn add_bias_then(mut y: Vec<f32>, bias: &[f32], then: &Finish) -> Vec<f32> {
-    use rayon::prelude::*;
     if bias.is_empty() {
         return y;
     }
     let rows = ((1 << 14) / bias.len()).max(1);
-    let finish = |y: &mut [f32]| dispatch(BiasThen { y, bias, then });
-    if y.len() < 1 << 15 {
-        finish(&mut y);
-    } else {
-        y.par_chunks_mut(rows * bias.len()).for_each(finish);
-    }
+    for_each_chunk(&mut y, rows * bias.len(), &|_, y| dispatch(BiasThen { y, bias, then }));
     y
 }
 
@@ -495,23 +490,17 @@ impl Vectorized for BiasThen<'_> {
 }
 
 fn add_bias<T: Copy + std::ops::AddAssign + Send + Sync>(mut y: Vec<T>, bias: &[T]) -> Vec<T> {
-    use rayon::prelude::*;
     if bias.is_empty() {
         return y;
     }
     let rows = ((1 << 14) / bias.len()).max(1);
-    let add = |y: &mut [T]| {
+    for_each_chunk(&mut y, rows * bias.len(), &|_, y| {
         for y in y.chunks_exact_mut(bias.len()) {
             for (y, &bias) in y.iter_mut().zip(bias) {
                 *y += bias;
             }
         }
-    };
-    if y.len() < 1 << 15 {
-        add(&mut y);
-    } else {
-        y.par_chunks_mut(rows * bias.len()).for_each(add);
-    }
+    });
     y
 }
 

@@ -54,15 +54,39 @@ pub(super) fn map_then<T: Real, const N: usize>(
             dispatch(MapBlock { inputs: padded.each_ref(), len: len - start, f: &f, then: &then })
         }
     };
-    let blocks = len.div_ceil(BLOCK);
-    let out: Vec<[T; BLOCK]> = if len < MIN_PARALLEL {
-        (0..blocks).map(block).collect()
-    } else {
-        (0..blocks).into_par_iter().with_min_len(CHUNK / BLOCK).map(block).collect()
-    };
-    let mut out = out.into_flattened();
+    let mut out =
+        collect(len.div_ceil(BLOCK), CHUNK / BLOCK, len >= MIN_PARALLEL, &block).into_flattened();
     out.truncate(len);
     out
+}
+
+// The two below take their work as `dyn`: the loops over threads are compiled once for each type of element, not once
+// for each operator, which is most of the machine code otherwise.
+
+/// `f(0), f(1), ...` in this order, computed by threads if `parallel`, at least `min` calls in each.
+fn collect<R: Send>(
+    n: usize,
+    min: usize,
+    parallel: bool,
+    f: &(dyn Fn(usize) -> R + Sync),
+) -> Vec<R> {
+    match parallel {
+        true => (0..n).into_par_iter().with_min_len(min).map(f).collect(),
+        false => (0..n).map(f).collect(),
+    }
+}
+
+/// `f(i, chunk)` for the `i`-th `len` elements of `out`, by threads where there are many elements.
+pub(super) fn for_each_chunk<T: Send>(
+    out: &mut [T],
+    len: usize,
+    f: &(dyn Fn(usize, &mut [T]) + Sync),
+) {
+    if out.len() < MIN_PARALLEL {
+        out.chunks_mut(len).enumerate().for_each(|(i, chunk)| f(i, chunk));
+    } else {
+        out.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| f(i, chunk));
+    }
 }
 
 struct MapBlock<'a, T, F, G, const N: usize> {
@@ -108,14 +132,9 @@ pub(super) fn fill_rows<T: Real>(
         return out;
     }
     let rows = (CHUNK / n_columns).max(1);
-    let fill = |(i, out): (usize, &mut [T])| {
+    for_each_chunk(&mut out, rows * n_columns, &|i, out| {
         dispatch(FillRows { first_row: i * rows, n_columns, out, f: &f });
-    };
-    if out.len() < MIN_PARALLEL {
-        out.chunks_mut(rows * n_columns).enumerate().for_each(fill);
-    } else {
-        out.par_chunks_mut(rows * n_columns).enumerate().for_each(fill);
-    }
+    });
     out
 }
 
@@ -154,12 +173,7 @@ pub(super) fn sum_rows<T: Real>(
         dispatch(SumRows { range, sums: &mut sums, add: &add });
         sums
     };
-    let blocks = n_rows.div_ceil(rows);
-    let partial: Vec<Vec<T>> = if n_elements < MIN_PARALLEL {
-        (0..blocks).map(sums).collect()
-    } else {
-        (0..blocks).into_par_iter().map(sums).collect()
-    };
+    let partial = collect(n_rows.div_ceil(rows), 1, n_elements >= MIN_PARALLEL, &sums);
     if let [sums] = &partial[..] {
         return sums.clone();
     }
