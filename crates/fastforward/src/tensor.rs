@@ -17,6 +17,7 @@ mod view;
 mod watch;
 
 pub use apply::Apply;
+pub(crate) use apply::quantize_alone;
 pub use codes::CodeTensor;
 pub use context::QuantizationContext;
 pub use error::{Error, Result};

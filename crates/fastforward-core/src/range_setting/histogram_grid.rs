@@ -151,7 +151,12 @@ impl RangeEstimator for HistogramGrid {
             ));
         }
         self.seen.observe(x, quantizer)?;
-        self.target = Some(target);
+        if self.target.replace(target).is_none() {
+            // A search can fail for what the quantizer is, not for what the data is: the first batch shows it.
+            let what =
+                |error: Error| error.at(format_args!("{} for {quantizer}", self.criterion.name()));
+            self.search().map_err(what)?;
+        }
         Ok(())
     }
 
@@ -310,5 +315,16 @@ mod tests {
             mse.observe(infinite.view(), &quantizer(4, true)).unwrap_err().kind(),
             ErrorKind::InvalidData
         );
+    }
+
+    #[test]
+    fn a_quantizer_that_has_no_range_to_search_is_refused_with_the_first_batch() {
+        let one_bit = quantizer(1, true);
+        for criterion in [HistogramCriterion::Mse, HistogramCriterion::Entropy] {
+            let mut estimator =
+                HistogramGrid::new(criterion, HistogramGridConfig::default()).unwrap();
+            let found = estimator.observe(data(10).view(), &one_bit);
+            assert_eq!(found.is_ok(), estimator.range().is_some(), "{found:?}");
+        }
     }
 }

@@ -39,6 +39,8 @@ pub struct RangeObserver {
     batches: u64,
     elements: u64,
     has_range: bool,
+    /// The range that was written last, and after how many batches: a search is not repeated to tell of it.
+    written: Option<(u64, TileRanges)>,
 }
 
 /// How a [`RangeObserver`] treats the range of its quantizer.
@@ -114,7 +116,16 @@ impl RangeObserver {
                 .start_from(TileRanges { min, max })
                 .map_err(|error| error.at(format_args!("`{}`", entry.name())))?;
         }
-        Ok(Self { entry, quantizer, estimator, options, batches: 0, elements: 0, has_range })
+        Ok(Self {
+            entry,
+            quantizer,
+            estimator,
+            options,
+            batches: 0,
+            elements: 0,
+            has_range,
+            written: None,
+        })
     }
 
     /// Adds a batch, and writes the range if the policy says so.
@@ -203,6 +214,7 @@ impl RangeObserver {
             batches: 0,
             elements: 0,
             has_range: self.has_range,
+            written: None,
         }
     }
 
@@ -228,7 +240,7 @@ impl RangeObserver {
             estimator: self.estimator.name().to_owned(),
             batches: self.batches,
             elements: self.elements,
-            range: if self.batches == 0 { None } else { self.estimator.range() },
+            range: self.range(),
         }
     }
 
@@ -278,12 +290,22 @@ impl RangeObserver {
         ))
     }
 
+    /// The range of all batches: the one that was written after the last of them, or found now.
+    fn range(&self) -> Option<TileRanges> {
+        match &self.written {
+            Some((batches, range)) if *batches == self.batches => Some(range.clone()),
+            _ if self.batches == 0 => None,
+            _ => self.estimator.range(),
+        }
+    }
+
     fn write_range(&mut self) -> Result<(), Error> {
-        let Some(range) = self.estimator.range() else { return Ok(()) };
+        let Some(range) = self.range() else { return Ok(()) };
         settable(&*self.quantizer)
             .and_then(|quantizer| quantizer.set_quantization_range(&range.min, &range.max))
             .map_err(|error| error.at(format_args!("`{}`", self.name())))?;
         self.has_range = true;
+        self.written = Some((self.batches, range));
         Ok(())
     }
 }

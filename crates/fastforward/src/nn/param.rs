@@ -12,7 +12,7 @@ use crate::quantization::affine::AffineParameters;
 use crate::quantization::quantizer::{Onward, Quantizer, QuantizerSlot};
 use crate::quantization::{DynamicLinearQuantizer, Granularity, LinearQuantizer};
 use crate::range_setting::{TileRanges, tile_ranges};
-use crate::tensor::{Apply, Error, RangeWatch, Result, Value, with_view};
+use crate::tensor::{Apply, Error, RangeWatch, Result, Value, quantize_alone, record, with_view};
 use crate::{ErrorKind, flags};
 
 /// A parameter: a tensor that can be trained, set, and shared between layers.
@@ -177,7 +177,9 @@ impl Param {
             watch.as_ref().map_or_else(|| slot.quantizer(), |watch| Arc::clone(watch.quantizer()));
         let any: &dyn Any = &*quantizer;
         let linear = any.downcast_ref::<LinearQuantizer>();
-        let is_known = linear.is_some() || any.is::<DynamicLinearQuantizer>();
+        // A slot that is being recorded passes the floats on, as a value of its own each time.
+        let is_known =
+            (linear.is_some() || any.is::<DynamicLinearQuantizer>()) && !record::is_recording();
         let version = self.0.version.load(Ordering::Acquire);
         let tensor = self.tensor();
         let Some(scope) = flags::inference_scope().filter(|_| is_known && !is_seen) else {
@@ -194,7 +196,7 @@ impl Param {
         }
         let parameters = linear.and_then(LinearQuantizer::shared_parameters);
         let mode = (flags::exporting(), flags::integer_execution());
-        let same_parameters = |kept: &Option<Arc<AffineParameters>>| match (kept, &parameters) {
+        let same_parameters = |other: &Option<Arc<AffineParameters>>| match (other, &parameters) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (a, b) => a.is_none() && b.is_none(),
         };
@@ -205,12 +207,20 @@ impl Param {
         {
             return Ok(kept.value.clone());
         }
-        let value = match &watch {
-            Some(watch) => watch.quantize_shared(&tensor)?,
-            None => slot.apply(&tensor.into())?,
-        };
-        *self.kept() =
-            Some(Kept { value: value.clone(), version, scope, quantizer, parameters, mode });
+        // By the quantizer that was looked up: the slot may hold another one by now.
+        let value = quantize_alone(slot, &*quantizer, &tensor)?;
+        // Unless its parameters were set in between: nobody knows then which of them were used.
+        if same_parameters(&linear.and_then(LinearQuantizer::shared_parameters)) {
+            let kept = Kept {
+                value: value.clone(),
+                version,
+                scope,
+                quantizer: Arc::clone(&quantizer),
+                parameters,
+                mode,
+            };
+            *self.kept() = Some(kept);
+        }
         Ok(value)
     }
 
@@ -261,6 +271,7 @@ impl Param {
     fn forget(&self) {
         self.0.version.fetch_add(1, Ordering::AcqRel);
         *self.kept() = None;
+        *self.0.ranges.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

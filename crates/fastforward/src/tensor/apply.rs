@@ -38,6 +38,15 @@ pub(super) fn apply_own(slot: &QuantizerSlot, x: Tensor) -> Result<Value> {
     placed(slot, apply(slot, &x.into(), Memory::Own))
 }
 
+/// What a quantizer that stood in a slot makes of data that others see, whatever stands there now and watches it.
+pub(crate) fn quantize_alone(
+    slot: &QuantizerSlot,
+    quantizer: &dyn Quantizer,
+    x: &Tensor,
+) -> Result<Value> {
+    placed(slot, quantize(quantizer, x, Memory::Shared).and_then(finish))
+}
+
 /// Who sees the memory of the data.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Memory {

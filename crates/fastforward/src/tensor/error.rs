@@ -17,6 +17,19 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug)]
 pub struct Error(crate::Error);
 
+/// What a built-in kernel says when a call no longer is one that its predicate accepts: a quantizer was replaced, or an
+/// override came, since the predicate was asked. The float operator takes over.
+#[derive(Debug)]
+struct Declined;
+
+impl fmt::Display for Declined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("what the kernel's predicate accepted has changed since")
+    }
+}
+
+impl StdError for Declined {}
+
 impl Error {
     /// An error of this kind with this message.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
@@ -26,6 +39,16 @@ impl Error {
     /// The error of an operator: its name, then what is wrong.
     pub fn operator(operator: &str, what: impl fmt::Display) -> Self {
         Self::new(ErrorKind::Operator, format!("{operator}: {what}"))
+    }
+
+    /// The error of a kernel whose predicate would not accept the call any more.
+    pub(super) fn declined(operator: &str) -> Self {
+        let message = format!("{operator}: the kernel does not take these arguments");
+        Self(crate::Error::new(ErrorKind::Operator, message).with_source(Declined))
+    }
+
+    pub(super) fn is_declined(&self) -> bool {
+        self.source().is_some_and(|source| source.is::<Declined>())
     }
 
     /// The same error, its message preceded by where it happened.

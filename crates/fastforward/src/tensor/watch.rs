@@ -67,16 +67,9 @@ impl<'a> RangeWatch<'a> {
     pub(crate) fn apply(&self, x: Tensor, ranges: &TileRanges) -> Result<Value> {
         match self.look(ranges, x.elem_count())? {
             Onward::Out => Ok(x.into()),
-            Onward::Next => self.quantize(&x, Memory::Own),
+            Onward::Next => {
+                placed(self.slot, quantize(&*self.quantizer, &x, Memory::Own).and_then(finish))
+            }
         }
-    }
-
-    /// The same for data that was looked at and that others see.
-    pub(crate) fn quantize_shared(&self, x: &Tensor) -> Result<Value> {
-        self.quantize(x, Memory::Shared)
-    }
-
-    fn quantize(&self, x: &Tensor, memory: Memory) -> Result<Value> {
-        placed(self.slot, quantize(&*self.quantizer, x, memory).and_then(finish))
     }
 }

@@ -69,3 +69,22 @@ fn a_variable_is_quantized_anew_except_under_one_inference_guard() {
         first.as_quantized().unwrap().codes().unwrap().to_i32()
     );
 }
+
+#[test]
+fn what_is_kept_is_of_the_quantizer_it_is_kept_for() {
+    let _constants = flags::inference();
+    let weight = Param::new(tensor(&[64, 64], 1));
+    let slot = QuantizerSlot::weight(&[64, 64]);
+    let quantizers = [2, 8].map(|num_bits| quantizer(num_bits, Granularity::PerTensor, 1));
+    slot.replace(quantizers[0].clone());
+    for round in 0..200 {
+        let now = quantizers[round % 2].clone();
+        let num_bits = [2, 8][round % 2];
+        std::thread::scope(|scope| {
+            scope.spawn(|| slot.replace(now));
+            weight.quantized(&slot).unwrap();
+        });
+        let value = weight.quantized(&slot).unwrap();
+        assert_eq!(value.as_quantized().unwrap().num_bits(), num_bits, "round {round}");
+    }
+}

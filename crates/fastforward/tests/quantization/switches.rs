@@ -362,3 +362,31 @@ fn slots_of_other_models_are_not_tagged() {
     assert!(neighbours(&other).values().all(Vec::is_empty));
     assert_eq!(net.class().name(), "Net");
 }
+
+#[test]
+fn annotating_and_weights_that_are_kept_do_not_disturb_each_other() {
+    let _constants = flags::inference();
+    let weight = Tensor::new(&[[0.3f32, -0.9], [0.5, 0.1]], &Device::Cpu).unwrap();
+    let layer = Linear::from_tensors(weight, None).unwrap();
+    let config = LinearQuantizerConfig::new(2);
+    let quantizer = LinearQuantizer::new(config).unwrap();
+    quantizer.set_quantization_range(&[-1.0], &[1.0]).unwrap();
+    layer.weight_quantizer.replace(Arc::new(quantizer));
+    let x = Tensor::new(&[[1f32, 2.0]], &Device::Cpu).unwrap();
+    let forward = || {
+        let _lenient = flags::strict_quantization(false);
+        layer.forward_tensor(&x).unwrap().dequantize().unwrap().to_vec2::<f32>().unwrap()
+    };
+    // A forward keeps the quantized weight; annotating sees the slot all the same.
+    let quantized = forward();
+    annotate_operator_metadata(&layer, || layer.forward_tensor(&x).map(drop)).unwrap();
+    assert!(layer.weight_quantizer.tags().contains(Tag::new("before/linear")));
+    assert_eq!(forward(), quantized);
+    // Annotating first keeps nothing.
+    let another = Linear::from_tensors(layer.weight.tensor(), None).unwrap();
+    another.weight_quantizer.replace(layer.weight_quantizer.quantizer());
+    annotate_operator_metadata(&another, || another.forward_tensor(&x).map(drop)).unwrap();
+    let _lenient = flags::strict_quantization(false);
+    let y = another.forward_tensor(&x).unwrap().dequantize().unwrap();
+    assert_eq!(y.to_vec2::<f32>().unwrap(), quantized);
+}

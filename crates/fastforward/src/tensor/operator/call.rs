@@ -192,9 +192,10 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// The error of a kernel that was called with arguments that its predicate does not accept.
+    /// The error of a built-in kernel that is given what its predicate does not accept, or accepts no more since another
+    /// thread changed the output slot: [`run`](Self::run) goes on with the float operator then.
     pub(super) fn mismatch(&self) -> Error {
-        Error::operator(self.operator.name, "the kernel does not take these arguments")
+        Error::declined(self.operator.name)
     }
 
     /// Sends what a kernel computed through the output slot, if there is one.
@@ -215,7 +216,10 @@ impl<'a> Call<'a> {
             probe.operands(self)?;
         }
         let result = match dispatch::find(self) {
-            Some(kernel) => kernel(self).map_err(|error| self.placed(error)),
+            Some(kernel) => match kernel(self) {
+                Err(error) if error.is_declined() => self.run_float(float),
+                result => result.map_err(|error| self.placed(error)),
+            },
             None => self.run_float(float),
         }?;
         if let Some(probe) = &probe {

@@ -206,3 +206,21 @@ pub fn find(call: &Call<'_>) -> Option<Kernel> {
         .find(|entry| entry.predicate.accepts(call))
         .map(|entry| Arc::clone(&entry.kernel))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::tensor::functional;
+
+    #[test]
+    fn the_float_operator_takes_over_from_a_kernel_that_no_longer_fits() {
+        let kernel = |call: &Call<'_>| Err(call.mismatch());
+        let _declines = register("sin", Predicate::always(), Priority::Default, kernel).unwrap();
+        let x = Value::from(Tensor::new(&[0.5f32], &Device::Cpu).unwrap());
+        let _lenient = crate::flags::strict_quantization(false);
+        let y = functional::sin(&x, None).unwrap().dequantize().unwrap();
+        assert_eq!(y.to_vec1::<f32>().unwrap(), [0.5f32.sin()]);
+    }
+}
