@@ -22,7 +22,7 @@
 //! | [`export_mode`] | off | quantizers return floats on their grid instead of quantized tensors |
 //! | [`integer_execution`](integer_execution_mode) | on | products of 8-bit codes are computed in integers where nothing records gradients |
 //! | [`training_mode`] | off | dropout drops; batch normalization takes its statistics from the batch, and keeps them |
-//! | [`inference`] | off | no gradients are recorded, and quantized weights are kept for as long as the guard lives |
+//! | [`inference`] | off | no gradients are recorded, and the quantized form of a weight is kept and used again |
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -124,8 +124,9 @@ pub fn training() -> bool {
     get(Switch::Training).unwrap_or(false)
 }
 
-/// No gradients while the guard lives. Parameters are read as constants, and each weight is quantized once and kept until the
-/// guard is dropped or the weight is set through its [`Param`](crate::nn::Param): an optimizer must not step in between.
+/// No gradients while the guard lives. Parameters are read as constants, and each weight is quantized once and used again
+/// until the guard is dropped or the weight is set through its [`Param`](crate::nn::Param): an optimizer must not step in
+/// between. The quantized form stays in memory after the guard, until the parameter is set, quantized again, or dropped.
 pub fn inference() -> FlagGuard {
     hold(Switch::Inference, true)
 }

@@ -6,13 +6,14 @@
 
 use crate::simd::{Level, level};
 
-/// Output of at least this many bytes is written past the caches: several times what a core has for itself.
-const STREAM_FROM: usize = 8 << 20;
+/// Output of at least this many bytes is written past the caches: several times what a core has for itself. Tests, which
+/// compare what instruction sets give, stream most of what they write.
+const STREAM_FROM: usize = if cfg!(test) { 1 << 9 } else { 8 << 20 };
 /// Bytes collected at once. Longer runs of stores without loads between them leave the memory half idle.
 const STAGE_BYTES: usize = 2048;
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Numbers in the buffer of [`Stage`], all of which are used where they take four bytes.
+/// Numbers in the buffer of [`Stage`], all of which are used where they take one byte, and the first of which elsewhere.
 const STAGE: usize = STAGE_BYTES;
 
 /// Whether output of that many elements is to be written past the caches.

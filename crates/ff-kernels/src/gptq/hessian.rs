@@ -102,7 +102,11 @@ impl Hessian {
             return Err(KernelErrorKind::TooLarge { shape: vec![features, features] }.into());
         }
         let layout = Layout::new(features);
-        let sums = vec![[Lane::default(); PANEL]; layout.tiles()];
+        let mut sums = Vec::new();
+        if sums.try_reserve_exact(layout.tiles()).is_err() {
+            return Err(KernelErrorKind::TooLarge { shape: vec![features, features] }.into());
+        }
+        sums.resize(layout.tiles(), [Lane::default(); PANEL]);
         Ok(Self {
             features,
             count: 0,
