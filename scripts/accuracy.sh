@@ -83,6 +83,9 @@ table 'digits_cnn, activations 8 bits, 500 images'
 model=examples/digits/digits_mlp.onnx
 table 'digits_mlp, activations 8 bits, 500 images'
 
+printf '\nTraining the digits networks as models in code, activations 8 bits, 500 images:\n\n'
+cargo run --release --quiet -p fastforward-rs --example train -- digits
+
 if [ -n "${PYTHON:-}" ]; then
     printf "\nonnxruntime's static quantization of fashion_cnn, W8A8, QDQ:\n\n"
     "$PYTHON" scripts/accuracy_onnxruntime.py examples/fashion

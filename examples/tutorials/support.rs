@@ -43,6 +43,10 @@ pub mod digits {
         super::weights("digits/digits_mlp.safetensors")
     }
 
+    pub fn cnn_weights() -> Result<VarBuilder<'static>> {
+        super::weights("digits/digits_cnn.safetensors")
+    }
+
     /// `[n, 64]`, 0 to 1.
     pub fn images(rows: Range<usize>) -> Result<Tensor> {
         let images = tensor(FILE, "images")?.narrow(0, rows.start, rows.len())?;

@@ -82,6 +82,17 @@ fn training_recovers_most_of_what_rounding_loses() {
 }
 
 #[test]
+fn training_recovers_digits_at_two_bits() {
+    for (network, float) in [(train::Network::Cnn, 95.0), (train::Network::Mlp, 93.6)] {
+        let outcome = train::run_digits(&mut Vec::new(), network, 2, 20).unwrap();
+        assert!((outcome.float - float).abs() < 1e-9, "{network:?}: {outcome:?}");
+        // Far above rounding with the same ranges, and near the float network.
+        assert!(outcome.trained > outcome.rounded, "{network:?}: {outcome:?}");
+        assert!(outcome.trained > 0.95 * outcome.float, "{network:?}: {outcome:?}");
+    }
+}
+
+#[test]
 fn few_bits_without_training() {
     let mut out = Vec::new();
     let outcome = low_bits::run(&mut out, 100).unwrap();
