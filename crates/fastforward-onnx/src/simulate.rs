@@ -58,6 +58,14 @@ pub struct Simulated {
     pub biases: Vec<BiasOutcome>,
 }
 
+impl Simulated {
+    /// The name, in the working copy, of a value of the model before it is quantized.
+    pub(crate) fn unquantized<'s>(&'s self, value: &'s str) -> &'s str {
+        let own = self.activations.iter().find(|one| one.is_output && one.value == value);
+        own.map_or(value, |one| &one.before)
+    }
+}
+
 /// Where a quantized activation is found in [`Simulated::model`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SimulatedActivation {

@@ -19,9 +19,13 @@ use crate::tree::{Role, Tree};
 /// Takes the mean error of each layer with a quantized weight off its bias, as measured on data.
 ///
 /// Layer by layer in the order of the graph, `b_c += E[y_c] - E[y^_c]`: `y` is what the layer and its bias give in
-/// float, `y^` what they give in the simulation in which all layers before are quantized and corrected (see
+/// `float`, `y^` what they give in the simulation in which all layers before are quantized and corrected (see
 /// [`correction`]). `batches` is called for each of the passes over the data: two, one for each layer, and one that
 /// measures what is left. `progress` counts the layers.
+///
+/// `float` is the network before weights were chosen: `model` itself, as it was read, where its quantizers round to
+/// nearest; where its weights are on their grids already they are no measure of what rounding did. Both have the same
+/// nodes.
 ///
 /// A convolution or `Gemm` without a bias gets one. A `MatMul` needs an addition of a constant behind it, see
 /// [`add_missing_biases`]. Nodes keep their positions, so that `tree` stays a tree of `model`. Ranges of activations move
@@ -31,6 +35,7 @@ use crate::tree::{Role, Tree};
 /// Those of [`simulate`] and [`channel_statistics`].
 pub fn correct_biases<I: IntoIterator<Item = Result<Batch>>>(
     model: &mut Model,
+    float: &Model,
     tree: &Tree,
     mut batches: impl FnMut() -> I,
     options: &CorrectOptions,
@@ -43,7 +48,7 @@ pub fn correct_biases<I: IntoIterator<Item = Result<Batch>>>(
     }
     let values: Vec<(&str, isize)> =
         corrected.iter().map(|one| (one.value.as_str(), one.axis)).collect();
-    let float = channel_statistics(model, &values, batches(), &options.run)?;
+    let float = channel_statistics(float, &values, batches(), &options.run)?;
     let mut working = simulate(model, tree, &options.simulate)?;
     let places = simulated_values(&working, &corrected);
     let all: Vec<(&str, isize)> =
@@ -76,14 +81,17 @@ pub fn correct_biases<I: IntoIterator<Item = Result<Batch>>>(
 
 /// The same from the error of the weights and the means of what each layer reads, without executing anything.
 ///
-/// `input_means` holds the mean of each channel of the values that the layers read, in float; see
-/// [`correction_from_inputs`] for what this leaves out. A layer whose input is not among them is kept.
+/// A bias becomes that of `float`, the network before weights were chosen, and the error that the weights of `model` have
+/// against those of `float`, as quantized by `tree`: what was taken off before is not taken off twice. `input_means` holds
+/// the mean of each channel of the values that the layers read, in float; see [`correction_from_inputs`] for what this
+/// leaves out. A layer whose input is not among them is kept.
 ///
 /// # Errors
 /// `Quantizer` where a quantizer of `tree` has no range or does not fit; `ExternalData` when a constant cannot be read;
 /// `Core` for means that do not fit a layer.
 pub fn correct_biases_from_inputs(
     model: &mut Model,
+    float: &Model,
     tree: &Tree,
     input_means: &BTreeMap<String, Vec<f64>>,
     shapes: &ShapeTable,
@@ -101,21 +109,33 @@ pub fn correct_biases_from_inputs(
                 && reader.position == 1
         };
         let placed = placement.constants.iter().find(|placed| placed.readers.iter().any(is_weight));
+        let kept = |reason: String| KeptBias { layer: node.label().to_owned(), reason };
         let (Some(means), Some(placed)) = (input_means.get(input), placed) else {
-            let reason = format!("no means of its input `{input}` are given");
-            report.kept.push(KeptBias { layer: node.label().to_owned(), reason });
+            report.kept.push(kept(format!("no means of its input `{input}` are given")));
             continue;
         };
-        let (float, quantized) = (placed.constant.to_f32()?, placed.fake_quantized()?);
+        let quantized = placed.fake_quantized()?;
+        let original = correctable(float, tree, one.layer.node, shapes)?.and_then(Result::ok);
+        let weight = float.constant(placed.constant.name()).map(|weight| weight.to_f32());
+        let (Some(original), Some(weight)) = (original, weight.transpose()?) else {
+            report.kept.push(kept("the float network has no such layer".to_owned()));
+            continue;
+        };
+        if weight.len() != quantized.len() || original.bias.values.len() != one.bias.values.len() {
+            report.kept.push(kept("the float network has another shape there".to_owned()));
+            continue;
+        }
         let layout = one.layer.layout;
         let columns = layout.inputs() / layout.groups;
         let mut error = vec![0.0; layout.outputs() * columns];
         layout.for_each(|at, output, input| {
             error[output * columns + input % columns] +=
-                f64::from(float[at]) - f64::from(quantized[at]);
+                f64::from(weight[at]) - f64::from(quantized[at]);
         });
+        error.iter_mut().for_each(|error| *error *= one.alpha(model));
         let change = correction_from_inputs(&error, layout.outputs(), layout.groups, means)?;
-        changes.push((one, change));
+        let bias = Bias { values: original.bias.values, ..one.bias };
+        changes.push((Correctable { bias, ..one }, change));
     }
     drop(placement);
     for (mut one, change) in changes {
@@ -231,13 +251,17 @@ pub(crate) struct Correctable {
 impl Correctable {
     /// The bias of each output channel when `change` is added to the products with the weight.
     pub(crate) fn corrected(&self, model: &Model, change: &[f32]) -> Vec<f32> {
-        let node = &model.graph().node[self.layer.node];
-        let alpha = if node.is_standard("Gemm") { node.float_or("alpha", 1.0) } else { 1.0 };
-        let factor = f64::from(alpha) / self.bias.factor;
+        let factor = self.alpha(model) / self.bias.factor;
         let values = self.bias.values.iter().zip(change);
         values
             .map(|(value, change)| (f64::from(*value) + f64::from(*change) * factor) as f32)
             .collect()
+    }
+
+    /// What the node multiplies its products with: the `alpha` of a `Gemm`.
+    fn alpha(&self, model: &Model) -> f64 {
+        let node = &model.graph().node[self.layer.node];
+        f64::from(if node.is_standard("Gemm") { node.float_or("alpha", 1.0) } else { 1.0 })
     }
 
     /// The constant that holds the bias, if there is one.
@@ -351,12 +375,7 @@ pub(crate) fn correctable(
 
 /// What the simulation calls the results before they are quantized.
 fn simulated_values(simulated: &Simulated, corrected: &[Correctable]) -> Vec<String> {
-    let before = |value: &str| {
-        let quantized =
-            simulated.activations.iter().find(|one| one.is_output && one.value == value);
-        quantized.map_or(value, |one| one.before.as_str()).to_owned()
-    };
-    corrected.iter().map(|one| before(&one.value)).collect()
+    corrected.iter().map(|one| simulated.unquantized(&one.value).to_owned()).collect()
 }
 
 fn rms(values: &[f64]) -> f64 {

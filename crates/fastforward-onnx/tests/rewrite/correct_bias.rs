@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fastforward_core::quantization::{LinearQuantizer, LinearQuantizerConfig};
 use fastforward_onnx::calibrate::{Batch, RunOptions};
-use fastforward_onnx::graph::Model;
+use fastforward_onnx::graph::{Model, tensor_from_f32};
 use fastforward_onnx::proto::{attribute_float, node};
 use fastforward_onnx::rewrite::{
     BiasReport, CorrectOptions, add_missing_biases, channel_statistics, correct_biases,
@@ -48,9 +48,32 @@ fn batches(model: &Model) -> Vec<fastforward_onnx::Result<Batch>> {
 }
 
 fn correct(model: &mut Model, tree: &Tree) -> BiasReport {
-    let all = model.clone();
-    let batches = || batches(&all);
-    correct_biases(model, tree, batches, &CorrectOptions::default(), &mut ()).unwrap()
+    let float = model.clone();
+    correct_against(model, &float, tree)
+}
+
+fn correct_against(model: &mut Model, float: &Model, tree: &Tree) -> BiasReport {
+    let batches = || batches(float);
+    correct_biases(model, float, tree, batches, &CorrectOptions::default(), &mut ()).unwrap()
+}
+
+/// The model with its weights on their grids, as what chooses codes leaves it.
+fn with_codes(model: &Model, tree: &Tree) -> Model {
+    let simulated = simulate(model, tree, &SimulateOptions::default()).unwrap().model;
+    let mut chosen = model.clone();
+    for site in tree.sites().iter().filter(|site| site.role == Role::Weight) {
+        let codes = simulated.constant(&format!("{}_fake_quantized", site.value)).unwrap();
+        let shape = codes.info().unwrap().shape;
+        let codes = codes.to_f32().unwrap();
+        assert_ne!(codes, model.constant(&site.value).unwrap().to_f32().unwrap());
+        chosen.set_constant(tensor_from_f32(&site.value, &shape, &codes));
+    }
+    chosen
+}
+
+fn biases(model: &Model, report: &BiasReport) -> Vec<f32> {
+    let names = report.corrected.iter().map(|one| one.bias.as_str());
+    names.flat_map(|name| model.constant(name).unwrap().to_f32().unwrap()).collect()
 }
 
 /// Layers of every kind, the later ones behind an activation.
@@ -154,7 +177,7 @@ fn the_error_of_the_weights_tells_the_same_where_inputs_are_float() {
     let seen = channel_statistics(&model, &[("x", 1)], batches(&model), &options).unwrap();
     let means = BTreeMap::from([("x".to_owned(), seen[0].mean())]);
     let shapes = ShapeTable::default();
-    let report = correct_biases_from_inputs(&mut computed, &tree, &means, &shapes).unwrap();
+    let report = correct_biases_from_inputs(&mut computed, &model, &tree, &means, &shapes).unwrap();
     assert_eq!((report.corrected.len(), report.kept.len()), (1, 0));
     let bias = |model: &Model| model.constant("b").unwrap().to_f32().unwrap();
     let before = bias(&model);
@@ -164,8 +187,54 @@ fn the_error_of_the_weights_tells_the_same_where_inputs_are_float() {
     }
 
     let nothing = BTreeMap::new();
-    let report = correct_biases_from_inputs(&mut computed, &tree, &nothing, &shapes).unwrap();
+    let report =
+        correct_biases_from_inputs(&mut computed, &model, &tree, &nothing, &shapes).unwrap();
     assert_eq!(report.kept[0].reason, "no means of its input `x` are given");
+}
+
+#[test]
+fn codes_that_were_chosen_are_not_what_is_measured_against() {
+    let mut model = layers();
+    add_missing_biases(&mut model).unwrap();
+    let tree = quantized_weights(&model, 3);
+    let mut expected = model.clone();
+    let report = correct(&mut expected, &tree);
+    assert_eq!(report.corrected.len(), 5);
+
+    let mut chosen = with_codes(&model, &tree);
+    let found = correct_against(&mut chosen, &model, &tree);
+    assert_eq!(found, report);
+    assert_eq!(biases(&chosen, &found), biases(&expected, &report));
+}
+
+#[test]
+fn neither_are_they_where_the_error_is_computed() {
+    let mut nodes = vec![
+        node("Flatten", "flat", &["x"], &["f"]),
+        with(node("Gemm", "gemm", &["f", "w", "b"], &["y"]), "transB", 1),
+    ];
+    nodes[1].attribute.push(attribute_float("alpha", 0.5));
+    let model = graph(&[4, 3, 2, 2], nodes, &[("w", &[5, 12]), ("b", &[5])]);
+    let tree = quantized_weights(&model, 3);
+    let mut expected = model.clone();
+    let report = correct(&mut expected, &tree);
+
+    let options = RunOptions::default();
+    let seen = channel_statistics(&model, &[("f", 1)], batches(&model), &options).unwrap();
+    let means = BTreeMap::from([("f".to_owned(), seen[0].mean())]);
+    let mut chosen = with_codes(&model, &tree);
+    // What was taken off is not taken off again.
+    for _ in 0..2 {
+        let shapes = ShapeTable::default();
+        let found =
+            correct_biases_from_inputs(&mut chosen, &model, &tree, &means, &shapes).unwrap();
+        assert_eq!(found.kept, []);
+        let pairs = biases(&chosen, &found).into_iter().zip(biases(&expected, &report));
+        for (found, expected) in pairs {
+            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        }
+    }
+    assert_ne!(biases(&chosen, &report), biases(&model, &report));
 }
 
 /// How many images are right with these bits for weights, per tensor: before and after, with all biases at once.
@@ -178,8 +247,9 @@ fn check(mut case: Case, n_bits: u32) -> [usize; 2] {
     let before = correct_images(&case.model);
     let batches = || case.calibration.batches(128);
     let mut model = case.model.clone();
+    let options = CorrectOptions::default();
     let report =
-        correct_biases(&mut model, &tree, batches, &CorrectOptions::default(), &mut ()).unwrap();
+        correct_biases(&mut model, &case.model, &tree, batches, &options, &mut ()).unwrap();
     assert_eq!(report.kept, []);
     for one in &report.corrected {
         assert!(one.shift_after.unwrap() < one.shift_before / 2.0, "{one}");

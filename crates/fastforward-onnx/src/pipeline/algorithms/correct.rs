@@ -41,7 +41,14 @@ impl Job {
                 BiasMethod::Measured => {
                     let options = CorrectOptions { simulate, run };
                     let data = || batches(samples);
-                    correct_biases(&mut model, &self.tree, data, &options, &mut ())?
+                    correct_biases(
+                        &mut model,
+                        &self.reference,
+                        &self.tree,
+                        data,
+                        &options,
+                        &mut (),
+                    )?
                 }
                 BiasMethod::Analytic => {
                     let values = smoothable_values(&self.reference, shapes)?;
@@ -51,7 +58,8 @@ impl Job {
                     let means = values.iter().zip(&seen);
                     let means =
                         means.map(|((name, _), seen)| (name.clone(), seen.mean())).collect();
-                    correct_biases_from_inputs(&mut model, &self.tree, &means, shapes)?
+                    let float = &self.reference;
+                    correct_biases_from_inputs(&mut model, float, &self.tree, &means, shapes)?
                 }
             };
             let measure =
