@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints the tables of docs/accuracy.md: top-1 of the example networks for each number of bits and each way to choose weights.
-# Everything made stays under target/. Takes a few minutes; figures do not depend on the machine's speed.
+# Everything made stays under target/. Takes a quarter of an hour; figures do not depend on the machine's speed.
 #
 #   scripts/accuracy.sh
 #   PYTHON=python3.12 scripts/accuracy.sh     # with onnxruntime's static quantization beside (numpy, onnx, onnxruntime,
@@ -28,6 +28,8 @@ adaround='[[algorithm]]
 type = "adaround"'
 adaround_biases="$adaround
 "'correct_bias = true'
+blocks="$adaround
+"'block_layers = 2'
 correction='[[algorithm]]
 type = "bias_correction"'
 
@@ -52,11 +54,12 @@ top1() {
         awk '$1 == "quantized" { print $4 }'
 }
 
+widths='8 4 3 2'
 row() {
     local name=$1
     shift
     printf '| %s |' "$name"
-    for bits in 8 4 3 2; do
+    for bits in $widths; do
         printf ' %s |' "$(top1 "$model" "$base" "$bits" "$@")"
     done
     printf '\n'
@@ -82,6 +85,18 @@ model=examples/digits/digits_cnn.onnx base=examples/digits/w8a8.toml
 table 'digits_cnn, activations 8 bits, 500 images'
 model=examples/digits/digits_mlp.onnx
 table 'digits_mlp, activations 8 bits, 500 images'
+
+widths='3 2'
+for model in fashion/fashion_cnn digits/digits_cnn digits/digits_mlp; do
+    printf '\n%s in blocks, top-1 in %%:\n\n| weights | 3 bits | 2 |\n|---|---|---|\n' "${model#*/}"
+    case $model in
+        fashion/*) base=examples/fashion/w3a8.toml ;;
+        *) base=examples/digits/w8a8.toml ;;
+    esac
+    model=examples/$model.onnx
+    row '`adaround` in blocks' running_minmax "$blocks"
+    row '`activation_weighted_mse`, `adaround` in blocks' running_minmax "$ranges" "$blocks"
+done
 
 printf '\nTraining the digits networks as models in code, activations 8 bits, 500 images:\n\n'
 cargo run --release --quiet -p fastforward-rs --example train -- digits

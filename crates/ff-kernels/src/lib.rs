@@ -91,9 +91,9 @@ pub use range::{
 };
 pub use rounding::{
     AdaRoundOptions, Awq, AwqOptions, BiasCorrection, Hqq, HqqOffsets, HqqOptions, LayerMoments,
-    MomentSums, RangeChoice, Rounded, activation_weighted_mse, adaround, awq, bias_correction,
-    coordinate_descent, hqq, hqq_offsets, reconstruction_losses, reconstruction_losses_reference,
-    sequential_mse,
+    MomentSums, RangeChoice, Rounded, SoftRounding, activation_weighted_mse, adaround, awq,
+    bias_correction, coordinate_descent, hqq, hqq_offsets, reconstruction_losses,
+    reconstruction_losses_reference, sequential_mse,
 };
 pub use tiling::{Element, Tiling};
 pub use uniform::Uniform;

@@ -9,6 +9,7 @@
 //! 2. Ranges: [`sequential_mse`], [`activation_weighted_mse`]. Scales of inputs: [`awq`].
 //! 3. Codes: [`adaround`], [`coordinate_descent`], and with [`LayerMoments::hessian`] [`gptq`](crate::gptq), all for any
 //!    [`Tiling`](crate::Tiling), [`Affine`](crate::Affine) and [`IntegerGrid`](crate::IntegerGrid).
+//!    Where the loss is that of several layers together, [`SoftRounding`] takes its gradient from elsewhere.
 //! 4. [`bias_correction`] for what is left on average.
 //!
 //! [`hqq`] alone needs no data. Everything reports losses before and after, and never makes them worse.
@@ -31,7 +32,7 @@ mod ranges;
 #[cfg(test)]
 mod tests;
 
-pub use adaround::{AdaRoundOptions, adaround};
+pub use adaround::{AdaRoundOptions, SoftRounding, adaround};
 pub use awq::{Awq, AwqOptions, awq};
 pub use bias::{BiasCorrection, bias_correction};
 pub use descent::coordinate_descent;

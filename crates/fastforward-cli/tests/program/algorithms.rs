@@ -47,6 +47,7 @@ correct_bias = true
 type = "adaround"
 query = "**/[cls:Gemm]/[quantizer:parameter/weight]"
 iterations = 200
+block_layers = 2
 [[algorithm]]
 type = "bias_correction"
 "#;
@@ -83,6 +84,8 @@ fn algorithms_regain_what_two_bits_lose() {
         let biases =
             changes.iter().filter(|one| one["name"].as_str().unwrap().ends_with(" (bias)"));
         assert_eq!(biases.count() == 2, one["algorithm"] == "gptq", "{one}");
+        let blocks = changes.iter().filter(|one| one["name"] == "g1, logits (block)");
+        assert_eq!(blocks.count() == 1, one["algorithm"] == "adaround", "{one}");
         assert!(one["moment_bytes"].as_u64().unwrap() > 0);
     }
     let text = String::from_utf8(output.stdout).unwrap();

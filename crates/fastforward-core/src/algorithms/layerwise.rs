@@ -15,7 +15,7 @@ mod windows;
 
 use serde::{Deserialize, Serialize};
 
-pub use journal::{Finished, Journal};
+pub use journal::{Finished, FinishedBlock, Journal};
 pub use matrix::{MatrixTiles, transpose};
 pub use problem::{LayerProblem, Seen, Step, calibrated};
 pub use rows::InputRows;
@@ -41,6 +41,24 @@ pub struct LayerOutcome {
     /// What became of its bias; `None` where it was not to be corrected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias: Option<BiasStep>,
+}
+
+/// What rounding the weights of a block together did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlockOutcome {
+    /// The block.
+    pub name: String,
+    /// The value that it gives.
+    pub output: String,
+    /// `Σ ‖y‖²` of this value in float, over all data.
+    pub signal: f64,
+    /// `Σ ‖y - ŷ‖²` with the weights that were found.
+    pub loss_before: f64,
+    /// The same with those that were chosen; never more.
+    pub loss: f64,
+    /// Why its layers keep what was chosen for each of them, where its gradient is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_because: Option<String>,
 }
 
 /// What correcting a layer's bias did, once its weight was chosen.

@@ -96,6 +96,9 @@ pub enum Algorithm {
         options: AdaRoundOptions,
         /// `inputs`
         inputs: LayerInputs,
+        /// `block_layers`: the least number of layers whose weights are then rounded together, by the error of the output of
+        /// the block they make up (arXiv 2102.05426); 1 for each by itself.
+        block_layers: usize,
     },
     /// `coordinate_descent`: rounding changed code by code while the output's error falls.
     CoordinateDescent {
@@ -278,6 +281,7 @@ fn keys_of(name: &str) -> &'static [&'static str] {
             "regularizer",
             "warm_up",
             "descent",
+            "block_layers",
         ],
         "coordinate_descent" => &["query", "inputs", "correct_bias"],
         "hqq" => &["query", "norm", "beta", "kappa", "iterations"],
@@ -426,6 +430,7 @@ fn read_options(name: &str, fields: &Fields<'_, '_>) -> Option<Algorithm> {
                     ..default
                 },
                 inputs: inputs(LayerInputs::Quantized),
+                block_layers: count("block_layers", 1),
             }
         }
         "coordinate_descent" => {

@@ -185,12 +185,13 @@ fn render_algorithm(entry: &AlgorithmEntry) -> Section {
             .with("act_order", factor.act_order)
             .with("static_groups", options.static_groups)
             .with("dead_columns", quoted(name_of(&algorithm::DEAD_COLUMNS, options.dead_columns))),
-        Algorithm::AdaRound { options, .. } => section
+        Algorithm::AdaRound { options, block_layers, .. } => section
             .with("iterations", options.iterations)
             .with("learning_rate", float32(options.learning_rate))
             .with("regularizer", float32(options.regularizer))
             .with("warm_up", float32(options.warm_up))
-            .with("descent", options.descent),
+            .with("descent", options.descent)
+            .with("block_layers", block_layers),
         Algorithm::CoordinateDescent { .. } => section,
         Algorithm::Hqq { options } => section
             .with("norm", float32(options.norm))

@@ -153,6 +153,11 @@ impl Plan {
             AlgorithmStage::Correct => return Ok(Work::default()),
             AlgorithmStage::Ranges | AlgorithmStage::Weights => {}
         }
+        if let Algorithm::AdaRound { block_layers: 2.., .. } = target.algorithm {
+            let text = "`block_layers` cuts a graph into blocks, which Rust code does not show; leave it out, and call \
+                        `reconstruct_blocks`";
+            return Err(text.to_owned());
+        }
         let matched = target.query.as_ref().map(|query| matches(model, query)).transpose()?;
         let is_meant = |slot: &str| {
             let module = slot.rsplit_once('.').map_or("", |(module, _)| module);

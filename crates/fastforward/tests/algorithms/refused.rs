@@ -40,14 +40,18 @@ type = \"adaround\"
 query = \"1\"
 [[algorithm]]
 type = \"hqq\"
+[[algorithm]]
+type = \"adaround\"
+block_layers = 2
 ",
         &[
-            "5 algorithms cannot work",
+            "6 algorithms cannot work",
             "quant.toml:9: `equalize` moves factors between layers that follow each other, which only a graph tells",
             "quant.toml:11: `join_ranges` asks which values meet, which only a graph tells",
             "quant.toml:13: `9` matches nothing",
             "quant.toml:16: `1` matches no weight that `adaround` can work on: none of them has a quantizer",
             "quant.toml:19: there is no weight that `hqq` can work on: `0.weight_quantizer`: its quantizer is symmetric",
+            "quant.toml:21: `block_layers` cuts a graph into blocks",
         ],
     );
 }

@@ -1,5 +1,7 @@
 //! AdaRound: whether each weight is rounded down or up, learned by gradient descent on a relaxed choice.
 
+mod soft;
+
 use rayon::prelude::*;
 
 use super::Rounded;
@@ -13,6 +15,8 @@ use crate::grid::IntegerGrid;
 use crate::product::{Lane, Panels, WIDTH, lanes_of, rows_of};
 use crate::simd::{Vectorized, dispatch};
 use crate::tiling::Tiling;
+
+pub use soft::SoftRounding;
 
 /// How [`adaround`] searches. The defaults of `beta` and `warm_up` are the paper's; the others are for exact gradients,
 /// which need a tenth of the steps of sampled ones.
@@ -260,11 +264,10 @@ impl State {
                     let fraction = position - base;
                     // Beyond the grid the weight starts at its end.
                     let h = fraction.clamp(0.0, 1.0);
-                    let odds = (h - GAMMA) / (ZETA - h);
                     state.base[at][r] = base + offset;
                     state.scale[at][r] = scale;
                     state.fraction[at][r] = fraction;
-                    state.v[at][r] = std::f32::consts::LN_2 * log2(odds);
+                    state.v[at][r] = stretched_logit(h);
                     unit += f64::from(scale).powi(2) * moments.gram[j * n + j];
                 }
                 let inverse = (n as f64 / unit) as f32;
@@ -309,6 +312,21 @@ impl State {
 fn rectified_sigmoid(v: f32) -> f32 {
     let sigmoid = 1.0 / (1.0 + exp2(-std::f32::consts::LOG2_E * v));
     (sigmoid * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+}
+
+/// The `V` of an `h` in `0..=1`.
+#[inline(always)]
+fn stretched_logit(h: f32) -> f32 {
+    std::f32::consts::LN_2 * log2((h - GAMMA) / (ZETA - h))
+}
+
+/// A step of Adam.
+#[inline(always)]
+fn adam(v: &mut f32, mean: &mut f32, square: &mut f32, gradient: f32, step: Step) {
+    *mean = DECAY[0] * *mean + (1.0 - DECAY[0]) * gradient;
+    *square = DECAY[1] * *square + (1.0 - DECAY[1]) * gradient * gradient;
+    let deviation = (*square * step.square).sqrt() + EPSILON;
+    *v -= step.rate * *mean / deviation;
 }
 
 /// The gradient with respect to `V` of what is minimised; `slope` is `(G d + b) / u`.
@@ -356,10 +374,7 @@ impl Vectorized for Backward<'_> {
                 let (h, scale, slope) = (&h[at], &scale[at], &slope[at]);
                 for r in 0..WIDTH {
                     let gradient = gradient(h[r], scale[r], slope[r] * unit[r], step);
-                    mean[r] = DECAY[0] * mean[r] + (1.0 - DECAY[0]) * gradient;
-                    square[r] = DECAY[1] * square[r] + (1.0 - DECAY[1]) * gradient * gradient;
-                    let deviation = (square[r] * step.square).sqrt() + EPSILON;
-                    v[r] -= step.rate * mean[r] / deviation;
+                    adam(&mut v[r], &mut mean[r], &mut square[r], gradient, step);
                 }
             }
         }

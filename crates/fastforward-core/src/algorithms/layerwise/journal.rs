@@ -1,4 +1,4 @@
-//! Finished layers on disk, so that a run that was interrupted goes on where it stopped.
+//! Finished layers and blocks on disk, so that a run that was interrupted goes on where it stopped.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::LayerOutcome;
+use super::{BlockOutcome, LayerOutcome};
 use crate::files::write_whole;
 use crate::{Error, ErrorKind};
 
@@ -27,7 +28,16 @@ pub struct Finished {
     pub outcome: LayerOutcome,
 }
 
-/// A folder with one file per finished layer, in the order in which they were finished.
+/// What a block got.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FinishedBlock {
+    /// The weights of its layers on their grids; `None` where they stay as they were.
+    pub weights: Option<Vec<Vec<f32>>>,
+    /// What was done.
+    pub outcome: BlockOutcome,
+}
+
+/// A folder with one file per finished layer or block, in the order in which they were finished.
 ///
 /// Every file is written aside and renamed, so that it is whole or absent. The folder belongs to one job: what another
 /// one left there, with other rules, data or another model, is removed and not used.
@@ -102,22 +112,9 @@ impl Journal {
 
     /// Layer `number` as an earlier run finished it; `None` if none did, or if the file is not what this program writes.
     pub fn read(&self, number: usize, slot: &str) -> Option<Finished> {
-        if number >= self.found {
-            return None;
-        }
-        let bytes = fs::read(self.file(number)).ok()?;
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
-        let outcome: LayerOutcome =
-            serde_json::from_str(metadata.metadata().as_ref()?.get("outcome")?).ok()?;
-        if outcome.slot != slot {
-            return None;
-        }
-        let tensors = SafeTensors::deserialize(&bytes).ok()?;
-        let floats = |name: &str| -> Option<Vec<f32>> {
-            let tensor = tensors.tensor(name).ok()?;
-            let bytes = (tensor.dtype() == Dtype::F32).then(|| tensor.data())?;
-            Some(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
-        };
+        let (outcome, tensors) = self.entry::<LayerOutcome>(number)?;
+        let floats = |name: &str| tensors.get(name).cloned();
+        (outcome.slot == slot).then_some(())?;
         Some(Finished {
             weight: floats("weight"),
             scale: floats("scale")?,
@@ -132,23 +129,73 @@ impl Journal {
     /// # Errors
     /// `Io` naming the file.
     pub fn write(&self, number: usize, finished: &Finished) -> Result<(), Error> {
-        let bytes =
-            |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let mut tensors = vec![("scale", bytes(&finished.scale))];
-        tensors.extend(finished.weight.as_deref().map(|weight| ("weight", bytes(weight))));
-        tensors.extend(finished.offset.as_deref().map(|offset| ("offset", bytes(offset))));
-        tensors.extend(finished.bias.as_deref().map(|bias| ("bias", bytes(bias))));
+        let mut tensors = vec![("scale".to_owned(), &finished.scale[..])];
+        let optional =
+            [("weight", &finished.weight), ("offset", &finished.offset), ("bias", &finished.bias)];
+        let present = optional.iter().filter_map(|(name, values)| Some((name, values.as_ref()?)));
+        tensors.extend(present.map(|(name, values)| ((*name).to_owned(), &values[..])));
+        self.add(number, &tensors, &finished.outcome)
+    }
+
+    /// Block `number`, with this name, as for [`read`](Self::read).
+    pub fn read_block(&self, number: usize, name: &str) -> Option<FinishedBlock> {
+        let (outcome, tensors) = self.entry::<BlockOutcome>(number)?;
+        (outcome.name == name).then_some(())?;
+        let weights: Option<Vec<Vec<f32>>> =
+            (0..tensors.len()).map(|at| tensors.get(&format!("weight{at}")).cloned()).collect();
+        Some(FinishedBlock { weights: weights.filter(|all| !all.is_empty()), outcome })
+    }
+
+    /// Adds a finished block.
+    ///
+    /// # Errors
+    /// `Io` naming the file.
+    pub fn write_block(&self, number: usize, finished: &FinishedBlock) -> Result<(), Error> {
+        let weights = finished.weights.iter().flatten().enumerate();
+        let tensors: Vec<(String, &[f32])> =
+            weights.map(|(at, weight)| (format!("weight{at}"), &weight[..])).collect();
+        self.add(number, &tensors, &finished.outcome)
+    }
+
+    /// The outcome and the tensors of a file.
+    fn entry<O: DeserializeOwned>(&self, number: usize) -> Option<(O, HashMap<String, Vec<f32>>)> {
+        if number >= self.found {
+            return None;
+        }
+        let bytes = fs::read(self.file(number)).ok()?;
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
+        let outcome = serde_json::from_str(metadata.metadata().as_ref()?.get("outcome")?).ok()?;
+        let tensors = SafeTensors::deserialize(&bytes).ok()?;
+        let floats = |(name, tensor): (String, TensorView<'_>)| {
+            let bytes = (tensor.dtype() == Dtype::F32).then(|| tensor.data())?;
+            let values = bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+            Some((name, values))
+        };
+        Some((outcome, tensors.tensors().into_iter().map(floats).collect::<Option<_>>()?))
+    }
+
+    fn add<O: Serialize>(
+        &self,
+        number: usize,
+        tensors: &[(String, &[f32])],
+        outcome: &O,
+    ) -> Result<(), Error> {
         let written = |error: &dyn std::fmt::Display| {
             Error::new(ErrorKind::Io, format!("cannot write layer {number}: {error}"))
         };
+        let bytes: Vec<Vec<u8>> = tensors
+            .iter()
+            .map(|(_, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect())
+            .collect();
         let views = tensors
             .iter()
-            .map(|(name, bytes)| {
-                Ok((*name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?))
+            .zip(&bytes)
+            .map(|((name, _), bytes)| {
+                Ok((name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?))
             })
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
             .map_err(|error| written(&error))?;
-        let outcome = serde_json::to_string(&finished.outcome).map_err(|error| written(&error))?;
+        let outcome = serde_json::to_string(outcome).map_err(|error| written(&error))?;
         let metadata = HashMap::from([("outcome".to_owned(), outcome)]);
         let text =
             safetensors::serialize(views, Some(metadata)).map_err(|error| written(&error))?;
@@ -194,6 +241,33 @@ mod tests {
                 }),
             },
         }
+    }
+
+    #[test]
+    fn so_do_finished_blocks() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("journal");
+        let block = |weights: Option<Vec<Vec<f32>>>| FinishedBlock {
+            outcome: BlockOutcome {
+                name: "conv1, conv2".to_owned(),
+                output: "y".to_owned(),
+                signal: 3.0,
+                loss_before: 0.1 + 0.2,
+                loss: 1e-17,
+                kept_because: weights.is_none().then(|| "no gradient".to_owned()),
+            },
+            weights,
+        };
+        let journal = Journal::open(&folder, "a").unwrap();
+        let chosen = block(Some(vec![vec![0.5, -1.25], vec![f32::MIN_POSITIVE]]));
+        journal.write_block(0, &chosen).unwrap();
+        journal.write_block(1, &block(None)).unwrap();
+        let again = Journal::open(&folder, "a").unwrap();
+        assert_eq!(again.read_block(0, "conv1, conv2"), Some(chosen));
+        assert_eq!(again.read_block(1, "conv1, conv2"), Some(block(None)));
+        assert_eq!(again.read_block(0, "conv2"), None);
+        // A layer is no block.
+        assert_eq!(again.read(0, "conv1, conv2"), None);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use ff_kernels::ConvShape;
+
 /// How a convolution's windows lie on its input `[batch, groups · channels, ..]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
@@ -61,6 +63,55 @@ impl Windows {
         let positions: usize = axes.iter().map(|axis| axis.outputs).product();
         let plane = extents.iter().product();
         Ok(Unfolding { windows: self, len: batch * positions, axes, plane, positions })
+    }
+
+    /// The convolution of an input of this shape to `out_channels` by these windows.
+    ///
+    /// ```
+    /// use fastforward_core::algorithms::layerwise::{WindowPadding, Windows};
+    /// let windows = Windows {
+    ///     channels: 3,
+    ///     groups: 1,
+    ///     kernel: vec![5],
+    ///     strides: vec![2],
+    ///     dilations: vec![1],
+    ///     padding: WindowPadding::Explicit(vec![2, 2]),
+    /// };
+    /// assert_eq!(windows.conv_shape(&[1, 3, 8], 4)?.output, [1, 1, 4]);
+    /// # Ok::<(), String>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`on`](Self::on); more than three axes, and padding that takes from the input.
+    pub fn conv_shape(&self, shape: &[usize], out_channels: usize) -> Result<ConvShape, String> {
+        let axes = self.on(shape)?.axes;
+        let rank = axes.len();
+        if rank > 3 {
+            return Err(format!("windows of {rank} axes, expected 3 at most"));
+        }
+        let mut found = ConvShape {
+            batch: shape[0],
+            in_channels: shape[1],
+            out_channels,
+            groups: self.groups,
+            input: [1; 3],
+            output: [1; 3],
+            kernel: [1; 3],
+            stride: [1; 3],
+            dilation: [1; 3],
+            padding: [0; 3],
+        };
+        for (at, axis) in axes.iter().enumerate() {
+            let to = 3 - rank + at;
+            found.input[to] = axis.extent;
+            found.output[to] = axis.outputs;
+            found.kernel[to] = self.kernel[at];
+            found.stride[to] = self.strides[at];
+            found.dilation[to] = self.dilations[at];
+            found.padding[to] = usize::try_from(axis.before)
+                .map_err(|_| format!("a padding of {}, expected none below 0", axis.before))?;
+        }
+        Ok(found)
     }
 
     fn check(&self) -> Result<(), String> {

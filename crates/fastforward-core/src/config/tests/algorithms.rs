@@ -60,6 +60,7 @@ learning_rate = 0.1
 regularizer = 0
 warm_up = 0.3
 descent = false
+block_layers = 3
 correct_bias = true
 [[algorithm]]
 type = "coordinate_descent"
@@ -87,9 +88,11 @@ fn every_type_with_its_options() {
     assert_eq!((factor.perc_damp, factor.act_order, options.block_size), (0.1, true, 64));
     assert!(options.static_groups);
     assert_eq!(*inputs, LayerInputs::Original);
-    let Algorithm::AdaRound { options, inputs } = &found[8] else { panic!("{:?}", found[8]) };
+    let Algorithm::AdaRound { options, inputs, block_layers } = &found[8] else {
+        panic!("{:?}", found[8])
+    };
     assert_eq!((options.iterations, options.learning_rate, options.descent), (200, 0.1, false));
-    assert_eq!(*inputs, LayerInputs::Quantized);
+    assert_eq!((*inputs, *block_layers), (LayerInputs::Quantized, 3));
     assert_eq!(found[11], Algorithm::BiasCorrection { method: BiasMethod::Analytic });
     let names: Vec<&str> = found.iter().map(Algorithm::name).collect();
     assert_eq!(names, super::super::algorithm::TYPES);
@@ -114,7 +117,11 @@ fn defaults_are_those_of_the_arithmetic() {
                 options: Default::default(),
                 inputs: LayerInputs::Quantized
             },
-            Algorithm::AdaRound { options: Default::default(), inputs: LayerInputs::Quantized },
+            Algorithm::AdaRound {
+                options: Default::default(),
+                inputs: LayerInputs::Quantized,
+                block_layers: 1,
+            },
         ]
     );
 }
@@ -164,6 +171,7 @@ fn mistakes_are_shown_at_their_place() {
             "unknown key `correct_bias` in [[algorithm]] of type `hqq`",
         ),
         ("type = \"gptq\"\ncorrect_bias = 1", "`correct_bias` must be true or false"),
+        ("type = \"adaround\"\nblock_layers = 0", "`block_layers` must be at least 1"),
         ("type = \"awq\"\nsteps = 0", "`steps` must be 1 to 1000"),
         ("type = \"awq\"\nsteps = 1001", "`steps` must be 1 to 1000"),
         ("type = \"awq\"\nalpha = 0.5", "unknown key `alpha` in [[algorithm]] of type `awq`"),

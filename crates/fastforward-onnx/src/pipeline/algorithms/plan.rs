@@ -9,7 +9,7 @@ use mpath::{SearchOptions, Selector};
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::layerwise::{LinearLayer, linear_layers};
+use crate::layerwise::{LinearLayer, blocks, linear_layers};
 use crate::pipeline::Job;
 use crate::tree::{Role, Site};
 
@@ -25,6 +25,9 @@ pub struct PlannedAlgorithm {
     pub query: Option<String>,
     /// The slots of the weights it works on, in the order of the graph; empty for what looks at the whole network.
     pub slots: Vec<String>,
+    /// The blocks that are rounded together, by the names of their layers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<String>,
     /// Slots it would be for but cannot work on, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<String>,
@@ -46,6 +49,7 @@ pub(in crate::pipeline) fn plan(job: &Job) -> Result<(Vec<PlannedAlgorithm>, Vec
             algorithm: name,
             query: entry.query.as_ref().map(|query| query.text.clone()),
             slots: Vec::new(),
+            blocks: Vec::new(),
             kept: Vec::new(),
         };
         let needs_graph = !matches!(entry.algorithm, Algorithm::Hqq { .. });
@@ -87,6 +91,15 @@ pub(in crate::pipeline) fn plan(job: &Job) -> Result<(Vec<PlannedAlgorithm>, Vec
                     None => plan.slots.push(layer.weight.name.clone()),
                     Some(reason) => kept.push(format!("`{}`: {reason}", layer.weight.name)),
                 }
+            }
+            if let Algorithm::AdaRound { block_layers, .. } = entry.algorithm
+                && block_layers > 1
+            {
+                let own = layers.iter().filter(|one| plan.slots.contains(&one.weight.name));
+                let own: Vec<LinearLayer> = own.cloned().collect();
+                let (found, single) = blocks(&job.model, &own, block_layers);
+                plan.blocks = found.into_iter().map(|block| block.name).collect();
+                kept.extend(single.iter().map(|reason| format!("in no block: {reason}")));
             }
             let others = others.iter().filter(|(site, _)| is_meant(site));
             kept.extend(others.map(|(site, reason)| format!("`{site}`: {reason}")));

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fastforward_core::config::{AlgorithmEntry, AlgorithmStage};
+use fastforward_core::config::{Algorithm, AlgorithmEntry, AlgorithmStage};
 use fastforward_core::files;
 
 use super::{AlgorithmChange, AlgorithmReport, PlannedAlgorithm};
 use crate::error::Result;
+use crate::graph::Model;
 use crate::layerwise::{
-    BiasStep, Context, Journal, LayerOutcome, LayerProgress, LayerTask, choose_weights,
-    linear_layers,
+    BiasStep, BlockOutcome, BlockTask, Context, Journal, LayerOutcome, LayerProgress, LayerTask,
+    LinearLayer, Outcome, Task, blocks, choose_weights, linear_layers,
 };
 use crate::pipeline::quantize::batches;
 use crate::pipeline::report::{SourceFile, SourceSamples};
@@ -36,6 +37,7 @@ impl Job {
         let entries: Vec<(usize, &AlgorithmEntry)> =
             self.algorithms(AlgorithmStage::Weights).collect();
         let (layers, _) = linear_layers(&self.model, &self.tree)?;
+        let mut blocks = block_tasks(&self.model, &entries, planned, &layers);
         // The positions, in the configuration, of the algorithms of each task.
         let mut numbers: Vec<Vec<usize>> = Vec::new();
         let mut tasks = Vec::new();
@@ -49,10 +51,21 @@ impl Job {
             let algorithms = own.iter().map(|(_, entry)| entry.algorithm.clone()).collect();
             numbers.push(own.iter().map(|(at, _)| *at).collect());
             let correct_bias = own.iter().any(|(_, entry)| entry.correct_bias);
-            tasks.push(LayerTask { layer, algorithms, correct_bias });
+            // A block follows its last layer.
+            let ends = |task: &BlockTask| {
+                let last = task.block.layers.last();
+                last.is_some_and(|last| last.weight.name == layer.weight.name)
+            };
+            let ended: Vec<(usize, BlockTask)> =
+                blocks.extract_if(.., |(_, task)| ends(task)).collect();
+            tasks.push(Task::Layer(Box::new(LayerTask { layer, algorithms, correct_bias })));
+            for (at, task) in ended {
+                numbers.push(vec![at]);
+                tasks.push(Task::Block(task));
+            }
         }
         let mut changed: Vec<String> =
-            tasks.iter().map(|task| task.layer.weight.value.clone()).collect();
+            layers_of(&tasks).map(|task| task.layer.weight.value.clone()).collect();
         let context = Context {
             simulation: SimulateOptions { shapes: shapes.clone(), ..SimulateOptions::default() },
             run: self.run_options(),
@@ -71,6 +84,15 @@ impl Job {
             reports.insert(*at, report);
         }
         for (outcome, numbers) in found.iter().zip(&numbers) {
+            let outcome = match outcome {
+                Outcome::Layer(outcome) => outcome,
+                Outcome::Block(outcome) => {
+                    if let Some(report) = numbers.first().and_then(|at| reports.get_mut(at)) {
+                        report_block(report, outcome);
+                    }
+                    continue;
+                }
+            };
             for step in &outcome.steps {
                 let Some(report) = numbers.get(step.algorithm).and_then(|at| reports.get_mut(at))
                 else {
@@ -104,6 +126,7 @@ impl Job {
             }
         }
         for (task, outcome) in tasks.iter().zip(&found) {
+            let (Task::Layer(task), Outcome::Layer(outcome)) = (task, outcome) else { continue };
             if let Some(BiasStep::Corrected { .. }) = outcome.bias {
                 let node = task.layer.weight.node.index;
                 let bias = correctable(&model, &self.tree, node, shapes)?;
@@ -138,6 +161,49 @@ impl Job {
     }
 }
 
+fn layers_of(tasks: &[Task]) -> impl Iterator<Item = &LayerTask> {
+    tasks.iter().filter_map(|task| match task {
+        Task::Layer(task) => Some(&**task),
+        Task::Block(_) => None,
+    })
+}
+
+/// The blocks that sections ask for, each with the position of its section.
+fn block_tasks(
+    model: &Model,
+    entries: &[(usize, &AlgorithmEntry)],
+    planned: &[PlannedAlgorithm],
+    layers: &[LinearLayer],
+) -> Vec<(usize, BlockTask)> {
+    let mut found = Vec::new();
+    for (at, entry) in entries {
+        let Algorithm::AdaRound { options, inputs, block_layers } = entry.algorithm else {
+            continue;
+        };
+        if block_layers < 2 {
+            continue;
+        }
+        let own = layers.iter().filter(|layer| planned[*at].slots.contains(&layer.weight.name));
+        let own: Vec<LinearLayer> = own.cloned().collect();
+        let (blocks, _) = blocks(model, &own, block_layers);
+        let task = |block| (*at, BlockTask { block, options, inputs });
+        found.extend(blocks.into_iter().map(task));
+    }
+    found
+}
+
+fn report_block(report: &mut AlgorithmReport, outcome: &BlockOutcome) {
+    match &outcome.kept_because {
+        Some(reason) => report.kept.push(format!("the block of `{}`: {reason}", outcome.name)),
+        None => {
+            let [before, after] = [outcome.loss_before, outcome.loss];
+            let after = share(after, outcome.signal);
+            let before = share(before, outcome.signal);
+            report.change(format!("{} (block)", outcome.name), before, Some(after));
+        }
+    }
+}
+
 /// A loss as a part of the power of what it is a loss of.
 pub(super) fn share(loss: f64, signal: f64) -> f64 {
     if signal > 0.0 { loss / signal } else { loss }
@@ -160,6 +226,16 @@ impl LayerProgress for Layers<'_> {
         }
         if seconds.is_none() {
             self.progress.resumed(&outcome.layer);
+        }
+        self.done += 1;
+    }
+
+    fn block(&mut self, outcome: &BlockOutcome, seconds: Option<f64>) {
+        self.progress.advance(1);
+        match (seconds, self.numbers.get(self.done).and_then(|numbers| numbers.first())) {
+            (Some(seconds), Some(at)) => self.progress.algorithm(*at, seconds),
+            (Some(_), None) => {}
+            (None, _) => self.progress.resumed(&outcome.name),
         }
         self.done += 1;
     }
