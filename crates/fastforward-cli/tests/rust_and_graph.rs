@@ -16,13 +16,13 @@ use std::process::Command;
 use assert_cmd::cargo::CommandCargoExt;
 use candle_core::Tensor;
 use fashion_cnn::{BatchNorms, FashionCnn};
-use fastforward::algorithms::{TuneOptions, targets, tune};
+use fastforward::algorithms::{PrepareOptions, TuneOptions, prepare, targets, tune};
 use fastforward::config::QuantConfigFile;
 use fastforward::data::{Dataset, InputType, ModelInput};
 use fastforward::flags;
 use fastforward::metrics::Metric;
 use fastforward::module::named_slots;
-use fastforward::nn::Layer;
+use fastforward::nn::{Layer, Param};
 use fastforward::quantization::affine::{AffineParameters, SavedQuantizer};
 use fastforward::quantization::quant_init::{InitializeOptions, model_context};
 use fastforward::quantization::quantizer::default_tags;
@@ -30,6 +30,12 @@ use fastforward::quantization::state::load_quantization_state;
 use fastforward::quantization::{ParameterQuantizer, find_parameter_quantizers};
 use fastforward::range_setting::{EstimationOptions, UpdatePolicy, estimate_ranges_with};
 use fastforward::tensor::tensor_from;
+use fastforward_onnx::calibrate::RunOptions;
+use fastforward_onnx::engine::{BatchInput, Engine, EngineOptions};
+use fastforward_onnx::graph::Model;
+use fastforward_onnx::rewrite;
+use fastforward_onnx::shapes::ShapeTable;
+use fastforward_onnx::tree::{Role, Tree};
 use support::{Result, examples, fashion, measure};
 
 /// Relative difference of scales that float sums in another order may make.
@@ -143,6 +149,89 @@ fn the_same_algorithms_choose_the_same_codes() -> Result<()> {
     Ok(())
 }
 
+/// What comes before ranges makes the same parameters in code as on the graph: the very same where weights decide, and where
+/// what flows decides, too, as it is rounded to powers of two.
+#[test]
+fn the_same_preparation_makes_the_same_parameters() -> Result<()> {
+    let text = std::fs::read_to_string(examples().join("fashion/layers.toml"))?;
+    let folder = tempfile::tempdir()?;
+    for file in ["calib512.safetensors", "test2000.safetensors"] {
+        std::fs::copy(examples().join("fashion").join(file), folder.path().join(file))?;
+    }
+    let rules = folder.path().join("rules.toml");
+    let types = ["equalize", "absorb_bias", "smooth", "awq"];
+    let sections = types.map(|name| format!("\n[[algorithm]]\ntype = \"{name}\"\n"));
+    std::fs::write(&rules, text + &sections.concat())?;
+    let _lenient = flags::strict_quantization(false);
+    let _constants = flags::inference();
+    let config = QuantConfigFile::load(&rules)?;
+    let model = FashionCnn::new(&fashion::weights()?, BatchNorms::Folded)?;
+    let rules = config.quantization_config(model_context(&model))?;
+    rules.initialize(&model, InitializeOptions::default())?;
+    let data = calibration(&config)?;
+    let targets = targets(&config, &model)?;
+    let reports = prepare(
+        &model,
+        &targets,
+        || data.iter().map(Ok),
+        |model, x| model.forward_tensor(x),
+        &PrepareOptions::default(),
+    )?;
+
+    let mut graph = Model::load(&examples().join("fashion/fashion_cnn.onnx"))?;
+    rewrite::fold_batch_norm(&mut graph)?;
+    let image = |x: &Tensor| -> Result<_> {
+        let values: Vec<f32> = x.flatten_all()?.to_vec1()?;
+        Ok(fastforward_onnx::tensor::Tensor::from_f32(x.dims().to_vec(), values)?)
+    };
+    let images = data.iter().map(image).collect::<Result<Vec<_>>>()?;
+    let engine = Engine::new(&graph, &EngineOptions::default())?;
+    let first = BatchInput { name: "image", tensor: &images[0], shared: false };
+    let shapes = ShapeTable::recorded(&graph, &engine, &[first])?;
+    let batches = || images.iter().map(|image| Ok(vec![("image".to_owned(), image.clone())]));
+    let mut activations = rewrite::Executed::new(batches, RunOptions::default());
+    let tree = Tree::new(&graph);
+    for site in tree.sites().iter().filter(|site| site.role == Role::Weight) {
+        let own = named_slots(&model).into_iter().find(|entry| entry.names.contains(&site.name));
+        site.slot.replace(own.ok_or("the model has the slots of the graph")?.slot.quantizer());
+    }
+    let slots: Vec<String> = tree.set_sites().map(|site| site.name.clone()).collect();
+    for (target, found) in targets.iter().zip(&reports) {
+        let options = rewrite::PrepareOptions {
+            shapes: &shapes,
+            meant: (&tree, &slots),
+            max_moment_bytes: 1 << 30,
+            add_missing_biases: false,
+        };
+        let done = rewrite::prepare(&mut graph, &target.algorithm, &mut activations, &options)?;
+        assert_eq!(found.changes.len(), done.changes.len(), "{found}");
+        for (found, (name, before, after)) in found.changes.iter().zip(&done.changes) {
+            let is_close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * b.abs();
+            assert!(found.name == *name || target.algorithm.name() == "smooth", "{name}");
+            assert!(is_close(found.before, *before), "{name}: {} {before}", found.before);
+            assert!(is_close(found.after.unwrap_or(f64::NAN), *after), "{name}");
+        }
+    }
+    let all = fastforward::module::named_shared_parameters(&model);
+    let mut compared = 0;
+    for entry in &all {
+        let Some(parameter) = entry.parameter.downcast_ref::<Param>() else { continue };
+        let (layer, what) = entry.names[0].rsplit_once('.').ok_or("a layer's parameter")?;
+        let node = graph.graph().node.iter().find(|node| node.label() == layer);
+        let input = if what == "weight" { 1 } else { 2 };
+        let name = node.and_then(|node| node.input_at(input)).ok_or("the graph has the layer")?;
+        let expected = graph.constant(name).ok_or("the layer has the constant")?.to_f32()?;
+        let found: Vec<f32> = parameter.tensor().flatten_all()?.to_vec1()?;
+        // Folding and absorbing round in another order here and there.
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() <= 1e-5 * (1.0 + b.abs()), "`{}`: {a}, {b}", entry.names[0]);
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, 16);
+    Ok(())
+}
+
 /// The codes of a weight.
 fn codes(weight: &ParameterQuantizer) -> Result<Vec<i64>> {
     let value = weight.parameter.quantized(&weight.slot)?;
@@ -165,6 +254,16 @@ fn in_code(rules: &Path) -> Result<(FashionCnn, Vec<Tensor>)> {
         ..EstimationOptions::default()
     };
     let estimation = estimate_ranges_with(config.estimators(&done.resolution)?, options)?;
+    let batches = calibration(&config)?;
+    for batch in &batches {
+        model.forward_tensor(batch)?;
+    }
+    assert_eq!(estimation.finish()?.slots.len(), 19);
+    Ok((model, batches))
+}
+
+/// The calibration data of a configuration.
+fn calibration(config: &QuantConfigFile) -> Result<Vec<Tensor>> {
     let input = ModelInput {
         name: "image".into(),
         dtype: InputType::F32,
@@ -172,13 +271,7 @@ fn in_code(rules: &Path) -> Result<(FashionCnn, Vec<Tensor>)> {
     };
     let calibration = config.calibration.as_ref().ok_or("there is a calibration section")?;
     let data = Dataset::open(&calibration.data, &config.inputs, std::slice::from_ref(&input))?;
-    let mut batches = Vec::new();
-    for batch in data.batches(64) {
-        batches.push(tensor_from(&batch?.inputs[0])?);
-        model.forward_tensor(&batches[batches.len() - 1])?;
-    }
-    assert_eq!(estimation.finish()?.slots.len(), 19);
-    Ok((model, batches))
+    data.batches(64).map(|batch| Ok(tensor_from(&batch?.inputs[0])?)).collect()
 }
 
 /// What the program made of the graph.
@@ -206,7 +299,7 @@ fn from_graph(rules: &Path) -> Result<Graph> {
     let state = folder.path().join("state");
     load_quantization_state(&model, &state, None, InitializeOptions::default())?;
     let file = folder.path().join("fashion_cnn.qdq.onnx");
-    let file = fastforward_onnx::graph::Model::load(&file)?;
+    let file = Model::load(&file)?;
     let mut codes = HashMap::new();
     // Of the weights, which are no vectors of biases.
     for node in file.graph().node.iter().filter(|node| node.op_type() == "DequantizeLinear") {

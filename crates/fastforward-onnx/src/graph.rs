@@ -35,11 +35,15 @@ pub(crate) use weights::dtype_name;
 pub(crate) mod data {
     pub(crate) use super::check::dtype_and_shape;
     pub(crate) use super::constant::{
-        constant_node_value, float_tensor, pack_codes, packed_bytes, raw_tensor, to_f32, to_i64,
+        constant_node_value, pack_codes, packed_bytes, raw_tensor, tensor_from_floats, to_f32,
+        to_i64,
     };
 }
 
-pub use constant::{Constant, ConstantOrigin, tensor_from_codes, tensor_from_f32, tensor_from_i64};
+pub use constant::{
+    Constant, ConstantOrigin, tensor_from_codes, tensor_from_f32, tensor_from_floats,
+    tensor_from_i64,
+};
 pub use index::{GraphIndex, Use};
 pub use save::Saved;
 

@@ -63,7 +63,7 @@ pub fn join_ranges(model: &Model, tree: &Tree, options: &JoinOptions) -> Result<
     for group in groups {
         let sites: Vec<&Site> = group.slots.iter().map(|&at| &tree.sites()[at]).collect();
         match common_range(&sites) {
-            Ok((min, max)) => {
+            Ok(Common { min, max, narrowest }) => {
                 for site in &sites {
                     let quantizer = site.slot.quantizer();
                     if let Some(settable) = quantizer.as_range_settable() {
@@ -78,6 +78,7 @@ pub fn join_ranges(model: &Model, tree: &Tree, options: &JoinOptions) -> Result<
                     slots: sites.iter().map(|site| site.name.clone()).collect(),
                     min,
                     max,
+                    narrowest,
                 });
             }
             Err(reason) => report.kept.push(KeptRanges { nodes: group.nodes, reason }),
@@ -122,6 +123,8 @@ pub struct JoinedRange {
     pub min: f32,
     /// The largest.
     pub max: f32,
+    /// The width of the narrowest of the ranges they had.
+    pub narrowest: f64,
 }
 
 /// Quantizers that keep ranges of their own.
@@ -250,9 +253,18 @@ const MOVES: [&str; 12] = [
     "MaxPool",
 ];
 
+/// A range that holds others.
+struct Common {
+    min: f32,
+    max: f32,
+    /// The width of the narrowest of them.
+    narrowest: f64,
+}
+
 /// The smallest range that holds those of all sites, if they may share one.
-fn common_range(sites: &[&Site]) -> Result<(f32, f32), String> {
-    let mut common = (f32::INFINITY, f32::NEG_INFINITY);
+fn common_range(sites: &[&Site]) -> Result<Common, String> {
+    let (min, max, narrowest) = (f32::INFINITY, f32::NEG_INFINITY, f64::INFINITY);
+    let mut common = Common { min, max, narrowest };
     let mut settings = None;
     for site in sites {
         let quantizer = site.slot.quantizer();
@@ -276,7 +288,12 @@ fn common_range(sites: &[&Site]) -> Result<(f32, f32), String> {
             }
             Some(_) => {}
         }
-        common = (common.0.min(*min), common.1.max(*max));
+        let width = f64::from(*max) - f64::from(*min);
+        common = Common {
+            min: common.min.min(*min),
+            max: common.max.max(*max),
+            narrowest: common.narrowest.min(width),
+        };
     }
     Ok(common)
 }

@@ -47,6 +47,16 @@ pub fn attribute_float(name: &str, value: f32) -> AttributeProto {
     }
 }
 
+/// An attribute holding text.
+pub fn attribute_string(name: &str, value: &str) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(attribute_proto::AttributeType::String as i32),
+        s: Some(value.as_bytes().to_vec()),
+        ..AttributeProto::default()
+    }
+}
+
 /// A node of the default operator set without attributes.
 ///
 /// ```

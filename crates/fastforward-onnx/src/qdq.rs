@@ -493,7 +493,7 @@ impl<'a> Operands<'a> {
             number => DType::from_onnx(i32::try_from(number).unwrap_or(0))?,
         };
         let name = node.output.first().map_or("", String::as_str);
-        data::float_tensor(name, dtype, &self.shape, &values)
+        data::tensor_from_floats(name, dtype, &self.shape, &values)
             .ok_or_else(|| unsupported("output", dtype))
     }
 }

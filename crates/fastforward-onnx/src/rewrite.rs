@@ -9,6 +9,7 @@ mod fold_batch_norm;
 mod layer;
 mod migrate;
 mod path;
+mod prepare;
 mod smooth;
 
 pub use absorb_bias::{
@@ -26,6 +27,7 @@ pub use equalize::{
     RewrittenClip, equalize,
 };
 pub use fold_batch_norm::{FoldReport, Folded, Kept, fold_batch_norm};
+pub use prepare::{Activations, Executed, PrepareOptions, Prepared, prepare};
 pub use smooth::{
     KeptValue, SmoothOptions, SmoothReport, SmoothedValue, smooth, smoothable_values,
 };

@@ -1,6 +1,6 @@
 //! Algorithms that prepare a network for few bits, and choose its weights: the arithmetic that graphs and models in code
-//! share; [`tune`], which carries the algorithms of a configuration out on a model in code; and [`reconstruct_blocks`], which rounds
-//! the weights of several layers together.
+//! share; `prepare` and [`tune`], which carry the algorithms of a configuration out on a model in code, before its ranges are
+//! found and after; and [`reconstruct_blocks`], which rounds the weights of several layers together.
 //!
 //! The `[[algorithm]]` sections of a `quant.toml` mean the same for a graph file and for a model: types, keys, defaults and
 //! stages are those of `docs/algorithms.md`. What differs is how data flows. A graph is executed by the program; a model by a
@@ -17,6 +17,8 @@ mod blocks;
 mod choose;
 #[cfg(feature = "eager")]
 mod data;
+#[cfg(feature = "graph")]
+mod join;
 #[cfg(feature = "eager")]
 mod layer;
 #[cfg(feature = "eager")]
@@ -25,6 +27,8 @@ mod network;
 mod offsets;
 #[cfg(feature = "eager")]
 mod plan;
+#[cfg(feature = "graph")]
+mod prepare;
 #[cfg(feature = "eager")]
 mod report;
 #[cfg(feature = "eager")]
@@ -34,6 +38,8 @@ mod tune;
 pub use blocks::{Block, BlockOptions, reconstruct_blocks};
 #[cfg(feature = "eager")]
 pub use plan::{Target, targets};
+#[cfg(feature = "graph")]
+pub use prepare::{Outputs, PrepareOptions, prepare};
 #[cfg(feature = "eager")]
 pub use report::{AlgorithmChange, AlgorithmReport};
 #[cfg(feature = "eager")]

@@ -32,7 +32,7 @@
 //! | [`quantization::quant_init`] | [`QuantizationConfig`](quantization::quant_init::QuantizationConfig), [`QuantizerCollection`](quantization::quant_init::QuantizerCollection), [`find_quantizers`](quantization::quant_init::find_quantizers) |
 //! | [`quantization`] | slots, [`LinearQuantizer`](quantization::LinearQuantizer), [`DynamicLinearQuantizer`](quantization::DynamicLinearQuantizer), granularities, state on disk |
 //! | [`range_setting`] | [`estimate_ranges`](range_setting::estimate_ranges) and its estimators |
-//! | [`algorithms`] | what few bits need: `tune` chooses weights layer by layer, `[[algorithm]]` says how |
+//! | [`algorithms`] | what few bits need: `prepare` moves factors before ranges are found, `tune` chooses weights layer by layer, `[[algorithm]]` says how |
 //! | [`config`], [`data`], [`metrics`] | `quant.toml`, samples from files, what is measured |
 //!
 //! The names are those of FastForward for Python, whose users know them; where that system is wrong, the documentation

@@ -208,7 +208,13 @@ pub(crate) fn raw_tensor(name: &str, dtype: DType, shape: &[usize], raw: Bytes) 
 
 /// A tensor message of real numbers rounded to `dtype`; `None` where that is
 /// none of `float32`, `float16`, `bfloat16` and `float64`.
-pub(crate) fn float_tensor(
+///
+/// ```
+/// use fastforward_onnx::{dtype::DType, graph::tensor_from_floats};
+/// let tensor = tensor_from_floats("w", DType::F16, &[2], &[1.0, -2.0]).unwrap();
+/// assert_eq!(tensor.raw_data().as_ref(), [0x00, 0x3c, 0x00, 0xc0]);
+/// ```
+pub fn tensor_from_floats(
     name: &str,
     dtype: DType,
     shape: &[usize],

@@ -438,7 +438,7 @@ fn put_weight(model: &mut Model, layer: &LinearLayer, weight: &[f32]) -> Result<
     if weight.len() != layer.shape().iter().product::<usize>() {
         return Err(wrong(&"the journal holds a weight of another shape; remove it"));
     }
-    let tensor = data::float_tensor(&layer.weight.value, layer.dtype, layer.shape(), weight)
+    let tensor = data::tensor_from_floats(&layer.weight.value, layer.dtype, layer.shape(), weight)
         .ok_or_else(|| wrong(&format!("its weight holds {}", layer.dtype)))?;
     model.set_constant(tensor);
     Ok(())

@@ -44,6 +44,13 @@ pub fn absorb_biases(
                 continue;
             }
         };
+        if !options.add_missing_biases
+            && let Some(layer) = pair.without_bias(model)
+        {
+            let reason = format!("`{}` adds no bias", label(layer));
+            report.kept.push(KeptBiasPair { layer: label(found.layer), reason });
+            continue;
+        }
         let Some(seen) = statistics.get(&pair.value) else {
             let reason = format!("no statistics of `{}` are given", pair.value);
             report.kept.push(KeptBiasPair { layer: label(found.layer), reason });
@@ -97,12 +104,25 @@ pub fn absorbable_values(model: &Model, shapes: &ShapeTable) -> Result<Vec<(Stri
 }
 
 /// How to absorb biases.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct AbsorbOptions {
     /// How much is absorbed.
     pub absorption: Absorption,
+    /// Whether a `Conv` or `Gemm` without a bias may get one.
+    pub add_missing_biases: bool,
     /// The shapes of activations, beside those that the file states.
     pub shapes: ShapeTable,
+}
+
+impl Default for AbsorbOptions {
+    /// What was never undercut, with new biases where there are none.
+    fn default() -> Self {
+        Self {
+            absorption: Absorption::default(),
+            add_missing_biases: true,
+            shapes: ShapeTable::default(),
+        }
+    }
 }
 
 /// What bias absorption did, in the order of the graph.
@@ -165,6 +185,18 @@ struct Pair {
     consumer: Layer,
     /// What the producer and its bias give, before the activation.
     value: String,
+}
+
+impl Pair {
+    /// The node of a layer that would need a bias of its own first.
+    fn without_bias(&self, model: &Model) -> Option<usize> {
+        let nodes = [self.producer.node, self.consumer.node];
+        let adds_none = |&node: &usize| {
+            let node = &model.graph().node[node];
+            !node.is_standard("MatMul") && node.input_at(2).is_none()
+        };
+        nodes.into_iter().find(adds_none)
+    }
 }
 
 fn find(model: &Model, shapes: &ShapeTable) -> Result<Vec<Found>> {

@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::KeptValue;
 use super::layer::Layer;
 use super::migrate::{Source, move_factors, read_by_layers, readers, source};
-use crate::calibrate::{Batch, RunOptions};
+use super::prepare::Activations;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{GraphIndex, Model};
-use crate::layerwise::{LinearLayer, float_moments, float_moments_bytes, linear_layers};
+use crate::layerwise::{LinearLayer, float_moments_bytes, linear_layers};
 use crate::shapes::ShapeTable;
 use crate::tree::{Role, Site, Tree};
 
@@ -41,20 +41,20 @@ use search::{Judged, Search};
 /// two, the default, the graph computes the very same floats as before. A value is kept, with the reason, where there are
 /// no such parameters; where a reader has a quantizer and is not in `slots`; and where the layer before shares scales
 /// between its output channels, which the factors would spread. Sums take 16 bytes for each pair of a layer's inputs and
-/// group; several values share a pass over the data as far as twice `max_bytes` of [`AwqOptions::run`] reach.
+/// group; several values share a pass over the data as far as [`AwqOptions::max_moment_bytes`] reach.
 ///
 /// Quantizers need no ranges yet. Calibrate afterwards: ranges of weights and activations move.
 ///
 /// # Errors
 /// `Quantizer` for a weight whose tiles are no rectangles of its matrix; `ExternalData` when a constant cannot be read;
-/// `Input` for data that is not finite, and where there is none; those of the engine and of `batches`.
-pub fn awq<B: Iterator<Item = Result<Batch>>>(
+/// those of `activations`.
+pub fn awq<A: Activations>(
     model: &mut Model,
     tree: &Tree,
     slots: &[String],
-    batches: impl Fn() -> B,
+    activations: &mut A,
     options: &AwqOptions,
-) -> Result<AwqReport> {
+) -> std::result::Result<AwqReport, A::Error> {
     let stated = ShapeTable::stated(model);
     let shapes = if options.shapes.iter().next().is_some() { &options.shapes } else { &stated };
     let (layers, _) = linear_layers(model, tree)?;
@@ -70,12 +70,12 @@ pub fn awq<B: Iterator<Item = Result<Batch>>>(
     }
     let mut rest = values.as_slice();
     while !rest.is_empty() {
-        let (now, later) = rest.split_at(together(rest, &options.run));
+        let (now, later) = rest.split_at(together(rest, options.max_moment_bytes));
         rest = later;
         let seen: Vec<&LinearLayer> = now.iter().flat_map(|one| one.distinct()).collect();
         let bytes = seen.iter().map(|layer| float_moments_bytes(layer)).sum();
         report.moment_bytes = report.moment_bytes.max(bytes);
-        let mut moments = float_moments(model, &seen, batches(), &options.run)?.into_iter();
+        let mut moments = activations.moments(model, &seen)?.into_iter();
         for one in now {
             let own: Vec<_> = moments.by_ref().take(one.distinct().len()).collect();
             match one.scale(model, shapes, &own, options)? {
@@ -96,18 +96,19 @@ pub struct AwqOptions {
     pub rounding: ScaleRounding,
     /// The shapes of activations, beside those that the file states.
     pub shapes: ShapeTable,
-    /// How the graph is executed.
-    pub run: RunOptions,
+    /// About how many bytes the sums over the inputs of several layers may take, which are then gathered in one pass; one
+    /// value's own are held whatever they take.
+    pub max_moment_bytes: u64,
 }
 
 impl Default for AwqOptions {
-    /// Twenty exponents, powers of two.
+    /// Twenty exponents, powers of two, 1 GiB of sums.
     fn default() -> Self {
         Self {
             steps: 20,
             rounding: ScaleRounding::default(),
             shapes: ShapeTable::default(),
-            run: RunOptions::default(),
+            max_moment_bytes: 1 << 30,
         }
     }
 }
@@ -155,6 +156,13 @@ pub struct ScaledLayer {
     pub loss_before: f64,
     /// The same with them.
     pub loss: f64,
+}
+
+impl ScaledLayer {
+    /// A loss as a part of the power of the layer's output.
+    pub(super) fn share(&self, loss: f64) -> f64 {
+        if self.signal > 0.0 { loss / self.signal } else { loss }
+    }
 }
 
 impl fmt::Display for ScaledValue {
@@ -279,8 +287,8 @@ fn moving(
 }
 
 /// How many of the values, from the first, are looked at in one pass over the data.
-fn together(values: &[Reading], run: &RunOptions) -> usize {
-    let mut left = 2 * run.max_bytes as u64;
+fn together(values: &[Reading], max_moment_bytes: u64) -> usize {
+    let mut left = max_moment_bytes;
     let fits = |one: &&Reading| {
         let bytes: u64 = one.distinct().iter().map(|layer| float_moments_bytes(layer)).sum();
         let fits = bytes <= left;

@@ -257,8 +257,8 @@ fn plan(model: &Model, index: &GraphIndex, position: usize) -> Result<Decision> 
         }
     };
     let (Some(weight), Some(bias)) = (
-        data::float_tensor(&new_weight_name, info.dtype, &info.shape, &scaled),
-        data::float_tensor(&new_bias_name, info.dtype, &[n_channels], &bias),
+        data::tensor_from_floats(&new_weight_name, info.dtype, &info.shape, &scaled),
+        data::tensor_from_floats(&new_bias_name, info.dtype, &[n_channels], &bias),
     ) else {
         keep!("the weight `{weight_name}` has type {}", info.dtype);
     };

@@ -70,7 +70,11 @@ pub(super) fn layer_at(
         "Gemm" if node.int_or("transA", 0) != 0 => {
             return Ok(Some(Err("it transposes what it reads (`transA`)".to_owned())));
         }
-        "Gemm" => ChannelAxis { from_end: 0, rank: Some(2) },
+        // A graph that was read off a program may multiply more than matrices.
+        "Gemm" => {
+            let rank = shapes.rank(node.output.first().map_or("", String::as_str));
+            ChannelAxis { from_end: 0, rank: rank.or(Some(2)) }
+        }
         "MatMul" => {
             let output = node.output.first().map_or("", String::as_str);
             let input = node.input_at(0).unwrap_or("");
@@ -258,7 +262,8 @@ pub(super) fn add_bias_node(model: &mut Model, layer: &Layer) -> Option<String> 
     let stem = layer.weight.strip_suffix(".weight").unwrap_or(&layer.weight);
     let bias = names.fresh(&format!("{stem}.bias"));
     let n_channels = layer.layout.outputs();
-    let zeros = data::float_tensor(&bias, layer.dtype, &[n_channels], &vec![0.0; n_channels])?;
+    let zeros =
+        data::tensor_from_floats(&bias, layer.dtype, &[n_channels], &vec![0.0; n_channels])?;
     add_constant(model, zeros);
     let product = &mut model.graph_mut().node[layer.node];
     let label = product.label().to_owned();
@@ -288,7 +293,7 @@ pub(super) fn set_bias(model: &mut Model, dtype: DType, bias: &Bias) -> Option<S
             free_name(model, &stem)
         }
     };
-    let tensor = data::float_tensor(&name, dtype, &bias.shape, &bias.values)?;
+    let tensor = data::tensor_from_floats(&name, dtype, &bias.shape, &bias.values)?;
     add_constant(model, tensor);
     let inputs = &mut model.graph_mut().node[bias.node].input;
     inputs.resize(inputs.len().max(bias.input + 1), String::new());

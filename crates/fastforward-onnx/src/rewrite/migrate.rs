@@ -83,7 +83,9 @@ pub(super) fn move_factors(
         out_of_range += n_bad;
     };
     for (layer, weight) in new_weights {
-        if let Some(new) = data::float_tensor(&layer.weight, layer.dtype, &layer.shape, &weight) {
+        if let Some(new) =
+            data::tensor_from_floats(&layer.weight, layer.dtype, &layer.shape, &weight)
+        {
             model.set_constant(new);
         }
     }
@@ -319,7 +321,8 @@ fn insert(model: &mut Model, value: &str, readers: &[Layer], reciprocals: &[f32]
     let mut shape = vec![1; readers[0].axis.from_end + 1];
     shape[0] = reciprocals.len();
     let constant = free_name(model, &format!("{value}_smoothing"));
-    if let Some(tensor) = data::float_tensor(&constant, readers[0].dtype, &shape, reciprocals) {
+    if let Some(tensor) = data::tensor_from_floats(&constant, readers[0].dtype, &shape, reciprocals)
+    {
         add_constant(model, tensor);
     }
     let smoothed = free_name(model, &format!("{value}_smoothed"));

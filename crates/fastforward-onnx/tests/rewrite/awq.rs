@@ -9,7 +9,7 @@ use fastforward_onnx::Result;
 use fastforward_onnx::calibrate::{Batch, RunOptions, SiteObserver, Watched, calibrate};
 use fastforward_onnx::graph::{Model, tensor_from_f32};
 use fastforward_onnx::proto::{NodeProto, TensorProto, node};
-use fastforward_onnx::rewrite::{AwqOptions, AwqReport, awq};
+use fastforward_onnx::rewrite::{AwqOptions, AwqReport, Executed, awq};
 use fastforward_onnx::simulate::{SimulateOptions, simulate};
 use fastforward_onnx::tensor::Tensor;
 use fastforward_onnx::tree::{Role, Tree};
@@ -122,7 +122,8 @@ fn options() -> AwqOptions {
 #[track_caller]
 fn scaled(model: &mut Model, tree: &Tree, slots: &[String], options: &AwqOptions) -> AwqReport {
     let before = model.clone();
-    let report = awq(model, tree, slots, || data(&before), options).unwrap();
+    let mut data = Executed::new(|| data(&before), RunOptions::default());
+    let report = awq(model, tree, slots, &mut data, options).unwrap();
     model.check().unwrap();
     report
 }

@@ -275,7 +275,7 @@ fn reconstruct(
             return Err(Error::new(ErrorKind::Rule, text));
         }
     }
-    run.refine(&mut network)?;
+    run.refine(&mut network, data)?;
     let tuning = TuneOptions::default();
     let mut numbered: Vec<usize> = (0..parts.len()).collect();
     numbered.sort_by_key(|&at| order[at].1);

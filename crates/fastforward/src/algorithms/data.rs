@@ -123,8 +123,12 @@ pub(super) fn reached(
 }
 
 fn no_data(layers: usize) -> Error {
-    let text = format!("no calibration data, but {layers} layers whose inputs are needed");
-    Error::new(ErrorKind::NoData, text)
+    no_batch(format_args!("{layers} layers whose inputs are needed"))
+}
+
+/// An error about data of which there is none, but a reason to need some.
+pub(super) fn no_batch(why: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::NoData, format!("no calibration data, but {why}"))
 }
 
 /// Adds up what layers are fed over all batches: for each layer the moments of each of its groups.

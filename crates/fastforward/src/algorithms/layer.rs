@@ -249,7 +249,7 @@ fn layer_of(module: &dyn Module, name: &str) -> Option<Layer> {
 }
 
 /// How the windows of a convolution lie.
-fn windows<const N: usize>(options: &Conv<N>, weight: &[usize]) -> Windows {
+pub(super) fn windows<const N: usize>(options: &Conv<N>, weight: &[usize]) -> Windows {
     let kernel = &weight[2..];
     let zeros = |at: usize| match options.padding {
         Padding::Explicit(pads) => [pads[at], pads[at]],

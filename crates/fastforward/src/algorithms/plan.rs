@@ -137,21 +137,27 @@ impl Plan {
         match target.algorithm.stage() {
             AlgorithmStage::Prepare => {
                 return Err(format!(
-                    "`{name}` moves factors between layers that follow each other, which only a graph tells; prepare the \
-                     network as a graph file, or leave it out"
+                    "`{name}` comes before ranges; hand it to `prepare`, calibrate, and hand `tune` the others"
                 ));
             }
-            AlgorithmStage::Ranges if !matches!(target.algorithm, Algorithm::Hqq { .. }) => {
-                return Err(format!(
-                    "`{name}` asks which values meet, which only a graph tells; leave it out, or share one quantizer between \
-                     the slots"
-                ));
+            AlgorithmStage::Ranges
+                if cfg!(not(feature = "graph"))
+                    && !matches!(target.algorithm, Algorithm::Hqq { .. }) =>
+            {
+                let text = "asks which values meet; switch the feature `graph` on, or leave it out";
+                return Err(format!("`{name}` {text}"));
             }
-            AlgorithmStage::Correct if target.query.is_some() => {
-                return Err(format!("`{name}` looks at the whole network; leave out the query"));
+            AlgorithmStage::Ranges | AlgorithmStage::Correct
+                if !matches!(target.algorithm, Algorithm::Hqq { .. }) =>
+            {
+                return match target.query {
+                    Some(_) => {
+                        Err(format!("`{name}` looks at the whole network; leave out the query"))
+                    }
+                    None => Ok(Work::default()),
+                };
             }
-            AlgorithmStage::Correct => return Ok(Work::default()),
-            AlgorithmStage::Ranges | AlgorithmStage::Weights => {}
+            AlgorithmStage::Ranges | AlgorithmStage::Correct | AlgorithmStage::Weights => {}
         }
         if let Algorithm::AdaRound { block_layers: 2.., .. } = target.algorithm {
             let text = "`block_layers` cuts a graph into blocks, which Rust code does not show; leave it out, and call \

@@ -17,7 +17,7 @@ use crate::nn::Param;
 use crate::tensor::Result;
 use crate::{files, flags};
 
-/// Carries algorithms out on a model whose quantizers have ranges: offsets first, then weights layer by layer, then biases,
+/// Carries algorithms out on a model whose quantizers have ranges: ranges and offsets first, then weights layer by layer, then biases,
 /// whatever the order of `targets`; those of one stage in the order of `targets`.
 ///
 /// `batches` is asked for the calibration data anew for each pass over it, and `forward` runs the model on one batch; what it
@@ -81,7 +81,7 @@ use crate::{files, flags};
 ///
 /// # Errors
 /// [`ErrorKind::Rule`](crate::ErrorKind::Rule) with every algorithm that cannot work, before anything runs: a query that
-/// matches nothing, weights that are no layer's or have no calibrated linear quantizer, a stage that needs a graph;
+/// matches nothing, weights that are no layer's or have no calibrated linear quantizer, what comes before ranges;
 /// [`ErrorKind::NoData`](crate::ErrorKind::NoData) without a batch; [`ErrorKind::InvalidData`](crate::ErrorKind::InvalidData)
 /// for inputs that are not finite or have another shape; [`ErrorKind::Io`](crate::ErrorKind::Io) for the journal; what
 /// `batches` and `forward` report.
@@ -142,7 +142,7 @@ fn carry_out(
         Ok::<_, crate::tensor::Error>(Journal::open(&resume.folder, &job)?)
     });
     let journal = journal.transpose()?;
-    run.refine(&mut network)?;
+    run.refine(&mut network, data)?;
     run.choose(&mut network, data, journal.as_ref(), options, usize::MAX)?;
     run.correct(&mut network, data)?;
     network.keep()?;
@@ -200,14 +200,24 @@ impl<'t> Run<'t> {
         own.map(|(at, target)| (at, &target.algorithm)).collect()
     }
 
-    /// Chooses offsets, without data.
-    pub(super) fn refine(&mut self, network: &mut Network<'_>) -> Result<()> {
+    /// Works on ranges that were set.
+    pub(super) fn refine(&mut self, network: &mut Network<'_>, data: &dyn Data) -> Result<()> {
         for (at, algorithm) in self.of_stage(AlgorithmStage::Ranges) {
-            let Algorithm::Hqq { options } = algorithm else { continue };
-            for weight in &self.plan.weights {
-                if self.plan.works[at].slots.contains(&weight.slot_name) {
-                    self.reports[at].changes.push(offsets::refine(network, weight, options)?);
+            match algorithm {
+                Algorithm::Hqq { options } => {
+                    for weight in &self.plan.weights {
+                        if self.plan.works[at].slots.contains(&weight.slot_name) {
+                            let change = offsets::refine(network, weight, options)?;
+                            self.reports[at].changes.push(change);
+                        }
+                    }
                 }
+                &Algorithm::JoinRanges { concatenations, additions } => {
+                    let (changes, kept) = join(network, concatenations, additions, data)?;
+                    self.reports[at].changes = changes;
+                    self.reports[at].kept.extend(kept);
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -303,12 +313,38 @@ fn leave_out_unreached(plan: &mut Plan, targets: &[Target], order: &[String]) ->
     Ok(())
 }
 
+/// What [`join`](super::join::join) does, as far as graphs can be read off.
+#[cfg(feature = "graph")]
+fn join(
+    network: &mut Network<'_>,
+    concatenations: bool,
+    additions: bool,
+    data: &dyn Data,
+) -> Result<(Vec<AlgorithmChange>, Vec<String>)> {
+    let options = fastforward_onnx::joint_ranges::JoinOptions { concatenations, additions };
+    super::join::join(network, &options, data)
+}
+
+/// Refused when it was planned.
+#[cfg(not(feature = "graph"))]
+fn join(
+    _network: &mut Network<'_>,
+    _concatenations: bool,
+    _additions: bool,
+    _data: &dyn Data,
+) -> Result<(Vec<AlgorithmChange>, Vec<String>)> {
+    Ok(Default::default())
+}
+
 /// What the numbers of a report say.
 fn measure(algorithm: &Algorithm) -> &'static str {
     match algorithm.stage() {
         AlgorithmStage::Weights => "error of a layer's output, as part of its power",
         AlgorithmStage::Correct => {
             "error of the mean of a layer's output, root of the mean square over channels"
+        }
+        AlgorithmStage::Ranges if matches!(algorithm, Algorithm::JoinRanges { .. }) => {
+            "width of the narrowest range, and of the common one"
         }
         AlgorithmStage::Ranges | AlgorithmStage::Prepare => {
             "sparse error of a weight, in units of its scales"

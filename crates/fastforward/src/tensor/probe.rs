@@ -22,6 +22,24 @@ pub(crate) trait Probe {
         let _ = (call, result);
         Ok(())
     }
+
+    /// A [`Value`] changed its shape.
+    ///
+    /// # Errors
+    /// As for [`operands`](Self::operands).
+    fn reshaped(&self, how: &Reshaping<'_>, input: &Value, result: &Value) -> Result<()> {
+        let _ = (how, input, result);
+        Ok(())
+    }
+}
+
+/// How a value changes its shape.
+#[cfg_attr(not(feature = "graph"), expect(dead_code, reason = "only graphs that are read off ask"))]
+pub(crate) struct Reshaping<'a> {
+    /// The method of [`Value`].
+    pub(crate) name: &'static str,
+    /// For each new axis the old one, where axes only change places.
+    pub(crate) order: Option<&'a [usize]>,
 }
 
 thread_local! {

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::probe::{self, Reshaping};
 use super::{QuantizedTensor, Result, record};
 
 /// A float tensor or a quantized one.
@@ -171,7 +172,13 @@ impl Value {
     /// # Errors
     /// As for [`QuantizedTensor::transpose`].
     pub fn transpose(&self, a: isize, b: isize) -> Result<Self> {
-        self.each("transpose", 
+        self.ordered(
+            "transpose",
+            |rank| {
+                let mut order: Vec<usize> = (0..rank).collect();
+                order.swap(from_first(rank, "transpose", a)?, from_first(rank, "transpose", b)?);
+                Ok(Some(order))
+            },
             |float| Ok(float.transpose(axis(float, "transpose", a)?, axis(float, "transpose", b)?)?),
             |quantized| quantized.transpose(a, b),
         )
@@ -182,8 +189,12 @@ impl Value {
     /// # Errors
     /// As for [`QuantizedTensor::permute`].
     pub fn permute(&self, axes: &[isize]) -> Result<Self> {
-        self.each(
+        self.ordered(
             "permute",
+            |rank| {
+                let order = axes.iter().map(|&axis| from_first(rank, "permute", axis));
+                order.collect::<Result<_>>().map(Some)
+            },
             |float| {
                 let order: Result<Vec<usize>> =
                     axes.iter().map(|&a| axis(float, "permute", a)).collect();
@@ -285,25 +296,46 @@ impl Value {
         float: impl FnOnce(&Tensor) -> Result<Tensor>,
         quantized: impl FnOnce(&QuantizedTensor) -> Result<QuantizedTensor>,
     ) -> Result<Self> {
+        self.ordered(name, |_| Ok(None), float, quantized)
+    }
+
+    /// The same for axes that change places: `order` says how, for so many of them.
+    fn ordered(
+        &self,
+        name: &'static str,
+        order: impl FnOnce(usize) -> Result<Option<Vec<usize>>>,
+        float: impl FnOnce(&Tensor) -> Result<Tensor>,
+        quantized: impl FnOnce(&QuantizedTensor) -> Result<QuantizedTensor>,
+    ) -> Result<Self> {
         record::into_operator(name, self);
         let result = match self {
             Self::Float(tensor) => float(tensor)?.into(),
             Self::Quantized(tensor) => quantized(tensor)?.into(),
         };
         record::out_of_operator(name, &result);
+        if let Some(probe) = probe::current() {
+            let order = order(self.rank())?;
+            probe.reshaped(&Reshaping { name, order: order.as_deref() }, self, &result)?;
+        }
         Ok(result)
     }
 }
 
-/// An axis counted from the first.
+/// An axis of a tensor counted from the first.
 fn axis(tensor: &Tensor, operator: &str, axis: isize) -> Result<usize> {
-    let from_first = if axis < 0 { axis + tensor.rank() as isize } else { axis };
-    usize::try_from(from_first).ok().filter(|&axis| axis < tensor.rank()).ok_or_else(|| {
-        super::Error::operator(
-            operator,
-            format_args!("no axis {axis} in shape {:?}", tensor.dims()),
-        )
-    })
+    let wrong = || format!("no axis {axis} in shape {:?}", tensor.dims());
+    counted(tensor.rank(), axis).ok_or_else(|| super::Error::operator(operator, wrong()))
+}
+
+/// An axis of so many counted from the first.
+fn from_first(rank: usize, operator: &str, axis: isize) -> Result<usize> {
+    let wrong = || format!("no axis {axis} among {rank}");
+    counted(rank, axis).ok_or_else(|| super::Error::operator(operator, wrong()))
+}
+
+fn counted(rank: usize, axis: isize) -> Option<usize> {
+    let from_first = if axis < 0 { axis + rank as isize } else { axis };
+    usize::try_from(from_first).ok().filter(|&axis| axis < rank)
 }
 
 impl fmt::Debug for Value {

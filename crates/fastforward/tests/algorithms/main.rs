@@ -5,5 +5,7 @@ mod biases;
 mod blocks;
 mod common;
 mod layerwise;
+#[cfg(feature = "graph")]
+mod prepared;
 mod refused;
 mod resumed;

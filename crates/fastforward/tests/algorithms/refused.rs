@@ -45,9 +45,8 @@ type = \"adaround\"
 block_layers = 2
 ",
         &[
-            "6 algorithms cannot work",
-            "quant.toml:9: `equalize` moves factors between layers that follow each other, which only a graph tells",
-            "quant.toml:11: `join_ranges` asks which values meet, which only a graph tells",
+            "5 algorithms cannot work",
+            "quant.toml:9: `equalize` comes before ranges; hand it to `prepare`, calibrate, and hand `tune` the others",
             "quant.toml:13: `9` matches nothing",
             "quant.toml:16: `1` matches no weight that `adaround` can work on: none of them has a quantizer",
             "quant.toml:19: there is no weight that `hqq` can work on: `0.weight_quantizer`: its quantizer is symmetric",

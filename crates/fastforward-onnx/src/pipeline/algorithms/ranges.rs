@@ -1,6 +1,6 @@
 //! Algorithms that work on ranges that were set.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use fastforward_core::config::{Algorithm, AlgorithmEntry, AlgorithmStage};
@@ -12,7 +12,6 @@ use crate::error::Result;
 use crate::joint_ranges::{JoinOptions, join_ranges};
 use crate::layerwise::refine_offsets;
 use crate::pipeline::{Job, Progress, Stage};
-use crate::tree::Site;
 
 impl Job {
     /// Works on ranges that were set.
@@ -61,22 +60,12 @@ impl Job {
         entry: &AlgorithmEntry,
         options: &JoinOptions,
     ) -> Result<AlgorithmReport> {
-        let width = |site: &Site| {
-            let quantizer = site.slot.quantizer();
-            let (min, max) = quantizer.as_range_settable()?.quantization_range()?;
-            Some(f64::from(*max.first()?) - f64::from(*min.first()?))
-        };
-        let before: HashMap<String, f64> = (self.tree.set_sites())
-            .filter_map(|site| Some((site.name.clone(), width(site)?)))
-            .collect();
         let found = join_ranges(&self.model, &self.tree, options)?;
         let mut report =
             AlgorithmReport::new(entry, "width of the narrowest range, and of the common one");
         for one in &found.joined {
-            let widths = one.slots.iter().filter_map(|slot| before.get(slot));
-            let narrowest = widths.copied().fold(f64::INFINITY, f64::min);
             let common = f64::from(one.max) - f64::from(one.min);
-            report.change(one.slots.join(", "), narrowest, Some(common));
+            report.change(one.slots.join(", "), one.narrowest, Some(common));
         }
         let kept = found.kept.iter();
         report.kept.extend(kept.map(|one| format!("`{}`: {}", one.nodes.join("`, `"), one.reason)));

@@ -87,7 +87,8 @@ pub(super) fn apply(
     };
     for (node, values) in chain.layers.iter().zip(weights) {
         let layer = &layers[node];
-        if let Some(tensor) = data::float_tensor(&layer.weight, layer.dtype, &layer.shape, &values)
+        if let Some(tensor) =
+            data::tensor_from_floats(&layer.weight, layer.dtype, &layer.shape, &values)
         {
             model.set_constant(tensor);
         }
@@ -126,7 +127,7 @@ pub(super) fn rewrite_clips(
             shape[0] = joint.n_channels;
             let values: Vec<f32> =
                 scales[at].iter().map(|scale| (f64::from(clip.bound) / scale) as f32).collect();
-            if let Some(tensor) = data::float_tensor(&constant, dtypes[at], &shape, &values) {
+            if let Some(tensor) = data::tensor_from_floats(&constant, dtypes[at], &shape, &values) {
                 add_constant(model, tensor);
             }
             let graph = edits.graph(&[]);
