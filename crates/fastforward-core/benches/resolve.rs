@@ -9,7 +9,8 @@ use fastforward_core::quantization::QuantizerSlot;
 use fastforward_core::quantization::quant_init::{
     InitializeOptions, OverwritePolicy, QuantizationConfig, QuantizerSpec,
 };
-use mpath::{Class, Facts, Node, QuerySet};
+use mpath::{Class, Facts, Node, Part, QuerySet};
+use rayon::prelude::*;
 
 /// The program's.
 #[global_allocator]
@@ -165,6 +166,26 @@ fn match_20_rules(bencher: Bencher<'_, '_>, nodes: usize) {
         set.walk(NodeRef::Module(&model), |visit| matches += visit.matches.len())
             .expect("the model is small enough");
         matches
+    });
+}
+
+/// The same by the threads of the pool, each with states of its own.
+#[divan::bench(args = SIZES)]
+fn match_20_rules_in_parts(bencher: Bencher<'_, '_>, nodes: usize) {
+    let model = model(nodes);
+    let config = rules(&model);
+    let queries: Vec<_> = config.rules().iter().map(|rule| rule.query.clone()).collect();
+    bencher.bench_local(|| {
+        let set = QuerySet::new(&queries).expect("the queries are small");
+        let root = NodeRef::Module(&model);
+        let parts = set.parts(root, rayon::current_num_threads(), 10_000);
+        let count = |part: &Part| {
+            let mut matches = 0;
+            set.walk_part(root, part, |visit| matches += visit.matches.len())
+                .expect("the model is small enough");
+            matches
+        };
+        parts.par_iter().map(count).sum::<usize>()
     });
 }
 

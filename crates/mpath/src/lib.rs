@@ -95,7 +95,7 @@ pub use fragment::{
 };
 pub use kind::{AtomicKind, Kind};
 pub use node::{Facts, Node};
-pub use query_set::{Path, QuerySet, Visit};
+pub use query_set::{Part, Path, QuerySet, Visit};
 pub use search::{Query, SearchOptions, search};
 pub use selector::{Segment, SegmentKind, Selector, Source};
 pub use tag::{Tag, TagSet};

@@ -1,12 +1,14 @@
 //! Many queries, one walk.
 
 mod matcher;
+mod part;
 mod walk;
 
 use crate::automaton::Automaton;
 use crate::{Error, FilterResult, Node, Selector};
 
 use matcher::Matcher;
+pub use part::Part;
 use walk::Walk;
 
 /// Several queries that are matched in one walk of a tree.
@@ -93,7 +95,56 @@ impl QuerySet {
     /// # Errors
     /// If the tree exceeds the [`limits`](crate::limits).
     pub fn walk<N: Node>(&self, root: N, visit: impl FnMut(&Visit<'_, N>)) -> Result<(), Error> {
-        Walk::new(Matcher::new(&self.automaton), false).run(root, visit)
+        self.walk_part(root, &Part::whole(), visit).map(drop)
+    }
+
+    /// Cuts a [`walk`](QuerySet::walk) into at most `count` parts of about `min_nodes` nodes or more each. Walked one after the
+    /// other they visit what the walk visits, in its order; so threads may walk one each. A tree that is too small, or has no
+    /// node with many children near the root, is one part.
+    ///
+    /// ```
+    /// # use mpath::{Class, Context, Facts, Node, QuerySet, TagSet};
+    /// # #[derive(Clone, Copy)] struct Wide(u8);
+    /// # impl Facts for Wide {
+    /// #     fn class(&self) -> Class { Class::define("Module", "doc::Module", &[]) }
+    /// #     fn tags(&self) -> Option<TagSet> { None }
+    /// # }
+    /// # impl Node for Wide {
+    /// #     fn for_each_child(&self, visit: &mut dyn FnMut(&str, Self)) {
+    /// #         let count = [40, 3, 0][usize::from(self.0)];
+    /// #         (0..count).for_each(|at| visit(&at.to_string(), Wide(self.0 + 1)));
+    /// #     }
+    /// # }
+    /// # let tree = Wide(0);
+    /// let set = QuerySet::new(&[Context::new().query("*/1")?])?;
+    /// let parts = set.parts(tree, 2, 50);
+    /// assert_eq!(parts.len(), 2);
+    /// let mut names = Vec::new();
+    /// for part in &parts {
+    ///     set.walk_part(tree, part, |visit| names.push(visit.path.full_name()))?;
+    /// }
+    /// assert_eq!(names.len(), 40 + 3 * 40);
+    /// # let mut all = Vec::new();
+    /// # set.walk(tree, |visit| all.push(visit.path.full_name()))?;
+    /// # assert_eq!(names, all);
+    /// # Ok::<(), mpath::Error>(())
+    /// ```
+    pub fn parts<N: Node>(&self, root: N, count: usize, min_nodes: usize) -> Vec<Part> {
+        Part::cut(root, count, min_nodes)
+    }
+
+    /// Visits the nodes of one of the [`parts`](QuerySet::parts) of this tree, and returns how many there were. The limit of
+    /// nodes holds for each part; [`limits::check_nodes`](crate::limits::check_nodes) checks their sum.
+    ///
+    /// # Errors
+    /// If the part exceeds the [`limits`](crate::limits).
+    pub fn walk_part<N: Node>(
+        &self,
+        root: N,
+        part: &Part,
+        visit: impl FnMut(&Visit<'_, N>),
+    ) -> Result<usize, Error> {
+        Walk::new(Matcher::new(&self.automaton), false, part.clone()).run(root, visit)
     }
 
     /// Visits the nodes below `root` that at least one query matches, in the order of [`walk`](QuerySet::walk), leaving
@@ -106,7 +157,7 @@ impl QuerySet {
         root: N,
         visit: impl FnMut(&Visit<'_, N>),
     ) -> Result<(), Error> {
-        Walk::new(Matcher::new(&self.automaton), true).run(root, visit)
+        Walk::new(Matcher::new(&self.automaton), true, Part::whole()).run(root, visit).map(drop)
     }
 }
 

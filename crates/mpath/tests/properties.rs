@@ -86,31 +86,50 @@ fn trees() -> impl Strategy<Value = Vec<Plan>> {
     .prop_map(|root| root.children)
 }
 
-fn build(plans: &[Plan], with_sharing: bool) -> Tree {
-    fn add(tree: &mut Tree, parent: usize, plans: &[Plan], shared: &mut [Option<usize>]) {
-        let mut names = BTreeSet::new();
-        for plan in plans {
-            if !names.insert(plan.name) {
-                continue;
-            }
-            let slot = plan.shared.filter(|slot| plan.children.is_empty() && *slot < shared.len());
-            if let Some(index) = slot.and_then(|slot| shared[slot]) {
-                tree.entry(parent).children.push((plan.name.to_owned(), index));
-                continue;
-            }
-            let index = tree.add(Some(parent), plan.name, class(plan.class));
-            tree.entry(index).tags =
-                plan.tags.as_ref().map(|tags| TagSet::new(tags.iter().map(|tag| Tag::new(tag))));
-            if let Some(slot) = slot {
-                tree.entry(index).identity = Some(slot);
-                shared[slot] = Some(index);
-            }
-            add(tree, index, &plan.children, shared);
+fn add(tree: &mut Tree, parent: usize, plans: &[Plan], shared: &mut [Option<usize>]) {
+    let mut names = BTreeSet::new();
+    for plan in plans {
+        if !names.insert(plan.name) {
+            continue;
         }
+        let slot = plan.shared.filter(|slot| plan.children.is_empty() && *slot < shared.len());
+        if let Some(index) = slot.and_then(|slot| shared[slot]) {
+            tree.entry(parent).children.push((plan.name.to_owned(), index));
+            continue;
+        }
+        let index = tree.add(Some(parent), plan.name, class(plan.class));
+        tree.entry(index).tags =
+            plan.tags.as_ref().map(|tags| TagSet::new(tags.iter().map(|tag| Tag::new(tag))));
+        if let Some(slot) = slot {
+            tree.entry(index).identity = Some(slot);
+            shared[slot] = Some(index);
+        }
+        add(tree, index, &plan.children, shared);
     }
+}
+
+fn build(plans: &[Plan], with_sharing: bool) -> Tree {
     let mut tree = Tree::new();
     let mut shared = vec![None; if with_sharing { 2 } else { 0 }];
     add(&mut tree, 0, plans, &mut shared);
+    tree
+}
+
+/// The first and the last plan around a node with a child for each of the others.
+fn wide(plans: &[Vec<Plan>], with_sharing: bool) -> Tree {
+    let mut tree = Tree::new();
+    let mut shared = vec![None; if with_sharing { 2 } else { 0 }];
+    let [first, middle @ .., last] = plans else { return tree };
+    add(&mut tree, 0, first, &mut shared);
+    let above = tree.add(Some(0), "layers", class("M"));
+    for (at, plans) in middle.iter().enumerate() {
+        let child = tree.add(Some(above), &at.to_string(), class("L"));
+        add(&mut tree, child, plans, &mut shared);
+    }
+    // A shared node has to be met under the wide one, too, and behind it.
+    add(&mut tree, above, first, &mut shared);
+    let below = tree.add(Some(0), "below", class("Sub"));
+    add(&mut tree, below, last, &mut shared);
     tree
 }
 
@@ -224,5 +243,34 @@ proptest! {
             prop_assert_eq!(read.matches(name, &tree.root()), mpath::Fragment::matches(&fragment, name, &tree.root()));
         }
         let _ = tree.root().class();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn parts_make_up_the_walk(
+        plans in prop::collection::vec(trees(), 18..40),
+        texts in prop::collection::vec(queries(), 1..5),
+        sharing: bool,
+        count in 2usize..6,
+    ) {
+        let tree = wide(&plans, sharing);
+        let context = context();
+        let selectors: Vec<Selector> = texts.iter().map(|text| context.query(text).unwrap()).collect();
+        let set = QuerySet::new(&selectors).unwrap();
+        let mut whole = Vec::new();
+        set.walk(tree.root(), |visit| whole.push((visit.path.full_name(), visit.matches.to_vec()))).unwrap();
+        let parts = set.parts(tree.root(), count, 1);
+        prop_assert_eq!(parts.len(), count);
+        let (mut found, mut visited) = (Vec::new(), 0);
+        for part in &parts {
+            visited += set
+                .walk_part(tree.root(), part, |visit| found.push((visit.path.full_name(), visit.matches.to_vec())))
+                .unwrap();
+        }
+        prop_assert_eq!(&found, &whole);
+        prop_assert_eq!(visited, whole.len());
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::matcher::{DEAD, Matcher, SetId};
+use super::part::Part;
 use super::{Path, Visit};
 use crate::limits::{MAX_DEPTH, MAX_NODES};
 use crate::tree::{too_deep, too_many_nodes};
@@ -18,6 +19,8 @@ pub(super) struct Walk<'a, N> {
     /// Their names.
     names: String,
     siblings: Siblings,
+    /// What of the tree is walked.
+    part: Part,
 }
 
 /// What the visit of one node needs.
@@ -47,11 +50,13 @@ struct Frame<N> {
 struct Child<N> {
     node: N,
     identity: Option<usize>,
+    /// Whether it is an ancestor of the children between which the tree is cut, or their parent.
+    is_above_cut: bool,
     name: Range<usize>,
 }
 
 impl<'a, N: Node> Walk<'a, N> {
-    pub(super) fn new(matcher: Matcher<'a>, only_matches: bool) -> Self {
+    pub(super) fn new(matcher: Matcher<'a>, only_matches: bool, part: Part) -> Self {
         Walk {
             steps: Steps {
                 matcher,
@@ -65,16 +70,18 @@ impl<'a, N: Node> Walk<'a, N> {
             waiting: Vec::new(),
             names: String::new(),
             siblings: Siblings::default(),
+            part,
         }
     }
 
+    /// Walks; returns how many nodes were visited.
     pub(super) fn run(
         mut self,
         root: N,
         mut visit: impl FnMut(&Visit<'_, N>),
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         let start = self.steps.matcher.start();
-        self.descend(root, root.identity(), start, &mut visit)?;
+        self.descend(root, (root.identity(), true), start, &mut visit)?;
         while let Some(frame) = self.frames.last_mut() {
             let Some(index) = frame.waiting.next() else {
                 self.waiting.truncate(frame.waiting_before);
@@ -85,18 +92,22 @@ impl<'a, N: Node> Walk<'a, N> {
                 continue;
             };
             let parent = frame.node;
-            let Child { node, identity, name } = self.waiting[index].clone();
+            let Child { node, identity, is_above_cut, name } = self.waiting[index].clone();
             let name = &self.names[name];
-            let next = self.steps.visit(name, node, parent, &mut visit)?;
+            let next = match is_above_cut && !self.part.is_first {
+                // The first part visits it.
+                true => self.steps.pass(name, node),
+                false => self.steps.visit(name, node, parent, &mut visit)?,
+            };
             if node.is_leaf() || (self.steps.only_matches && next == DEAD) {
                 continue;
             }
             self.steps.enter(name);
-            if !self.descend(node, identity, next, &mut visit)? {
+            if !self.descend(node, (identity, is_above_cut), next, &mut visit)? {
                 self.steps.leave();
             }
         }
-        Ok(())
+        Ok(self.steps.visited)
     }
 
     /// Goes on with the children of a node; false if nothing is left to be done there.
@@ -105,11 +116,11 @@ impl<'a, N: Node> Walk<'a, N> {
     fn descend(
         &mut self,
         node: N,
-        identity: Option<usize>,
+        (identity, is_above_cut): (Option<usize>, bool),
         set: SetId,
         visit: &mut impl FnMut(&Visit<'_, N>),
     ) -> Result<bool, Error> {
-        let Walk { steps, frames, waiting, names, siblings } = self;
+        let Walk { steps, frames, waiting, names, siblings, part } = self;
         if identity.is_some() && frames.iter().any(|frame| frame.identity == identity) {
             return Ok(false); // It stands below itself.
         }
@@ -118,10 +129,18 @@ impl<'a, N: Node> Walk<'a, N> {
         let mut problem = None;
         siblings.clear();
         steps.sets.push(set);
+        // Below the cut all children are visited.
+        let (own, to_cut) = match is_above_cut {
+            true => part.children(frames.len()),
+            false => (0..usize::MAX, None),
+        };
+        let mut number = 0;
         node.for_each_child(&mut |name, child| {
             if problem.is_some() {
                 return;
             }
+            let at = number;
+            number += 1;
             if is_too_deep {
                 problem = Some(too_deep(name));
                 return;
@@ -130,12 +149,17 @@ impl<'a, N: Node> Walk<'a, N> {
             if identity.is_some_and(|identity| !siblings.insert(identity)) {
                 return;
             }
+            if !own.contains(&at) {
+                return; // Another part visits it.
+            }
+            let is_above_cut = to_cut == Some(at);
             if waiting.len() == waiting_before && child.is_leaf() {
                 problem = steps.visit(name, child, node, visit).err();
             } else {
                 let start = names.len();
                 names.push_str(name);
-                waiting.push(Child { node: child, identity, name: start..names.len() });
+                let name = start..names.len();
+                waiting.push(Child { node: child, identity, is_above_cut, name });
             }
         });
         if let Some(problem) = problem {
@@ -152,6 +176,11 @@ impl<'a, N: Node> Walk<'a, N> {
 }
 
 impl Steps<'_> {
+    /// Goes past a child that another part visits, and returns the set of states below it.
+    fn pass<N: Node>(&mut self, name: &str, node: N) -> SetId {
+        self.matcher.step(&mut self.sets, name, &node).0
+    }
+
     /// Visits a child of the node that the path ends at, and returns the set of states below it.
     #[inline]
     fn visit<N: Node>(

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use mpath::{FilterResult, QuerySet, Visit};
+use mpath::{FilterResult, Part, QuerySet, Visit};
+use rayon::prelude::*;
 
 use super::resolution::{Candidate, Name, Record, Resolution, Slots};
 use super::rule::Rule;
@@ -11,38 +12,39 @@ use super::{QuantizationConfig, query_error};
 use crate::Error;
 use crate::module::{Module, NodeRef};
 
+/// A part of a tree that a thread walks has so many nodes or more: below, learning what queries do costs more than it gains.
+const MIN_NODES: usize = 10_000;
+
 impl QuantizationConfig {
     /// Who decides each slot of `model`, found in one walk for all rules. Changes nothing.
+    ///
+    /// A large tree is cut into parts that the threads of the current rayon pool walk; the answer does not depend on how
+    /// many there are.
     ///
     /// # Errors
     /// [`ErrorKind::Query`](crate::ErrorKind::Query) when the model has more nodes or levels than are walked.
     pub fn resolve(&self, model: &dyn Module) -> Result<Resolution, Error> {
+        self.resolve_in_parts(model, rayon::current_num_threads(), MIN_NODES)
+    }
+
+    fn resolve_in_parts(
+        &self,
+        model: &dyn Module,
+        count: usize,
+        min_nodes: usize,
+    ) -> Result<Resolution, Error> {
         let rules = self.rules();
         let set = QuerySet::new(rules.iter().map(|rule| &rule.query)).map_err(query_error)?;
-        let mut lists = Lists::default();
-        let mut names = String::new();
-        let mut records: Vec<Record> = Vec::new();
-        // Slots lie in memory in the order in which the model was built, as a rule: then none occurs twice.
-        let mut is_ascending = true;
-        let mut last_id = 0;
-        set.walk(NodeRef::Module(model), |visit| {
-            let Some(slot) = visit.node.as_slot() else { return };
-            is_ascending &= last_id < slot.id();
-            last_id = slot.id();
-            let start = names.len();
-            visit.path.write_full_name(&mut names);
-            let list = match self.has_own_score() {
-                false => lists.of_matches(visit.matches, rules),
-                true => lists.scored(self.candidates(visit)),
-            };
-            records.push(Record {
-                slot: slot.clone(),
-                seen: (!slot.is_stub()).then(|| slot.quantizer()),
-                name: Name { start, len: names.len() - start },
-                list,
-            });
-        })
-        .map_err(query_error)?;
+        let parts = set.parts(NodeRef::Module(model), count, min_nodes);
+        let found: Vec<Found> = match parts.as_slice() {
+            [whole] => vec![self.find(model, &set, whole)?],
+            parts => parts
+                .par_iter()
+                .map(|part| self.find(model, &set, part))
+                .collect::<Result<_, Error>>()?,
+        };
+        let Found { mut records, names, mut lists, is_ascending, visited } = Found::join(found);
+        mpath::limits::check_nodes(visited).map_err(query_error)?;
         let more_names = match is_ascending {
             true => Vec::new(),
             false => merge_repeated(&mut records, &mut lists),
@@ -57,6 +59,31 @@ impl QuantizationConfig {
         Ok(Resolution::new(slots, uses))
     }
 
+    /// The slots in a part of the tree.
+    fn find(&self, model: &dyn Module, set: &QuerySet, part: &Part) -> Result<Found, Error> {
+        let mut found = Found { is_ascending: true, ..Found::default() };
+        let mut last_id = 0;
+        let visited = set.walk_part(NodeRef::Module(model), part, |visit| {
+            let Some(slot) = visit.node.as_slot() else { return };
+            found.is_ascending &= last_id < slot.id();
+            last_id = slot.id();
+            let start = found.names.len();
+            visit.path.write_full_name(&mut found.names);
+            let list = match self.has_own_score() {
+                false => found.lists.of_matches(visit.matches, self.rules()),
+                true => found.lists.scored(self.candidates(visit)),
+            };
+            found.records.push(Record {
+                slot: slot.clone(),
+                seen: (!slot.is_stub()).then(|| slot.quantizer()),
+                name: Name { start, len: found.names.len() - start },
+                list,
+            });
+        });
+        found.visited = visited.map_err(query_error)?;
+        Ok(found)
+    }
+
     fn candidates(&self, visit: &Visit<'_, NodeRef<'_>>) -> Vec<Candidate> {
         if visit.matches.is_empty() {
             return Vec::new();
@@ -67,6 +94,43 @@ impl QuantizationConfig {
             Candidate { rule, score: self.precedence_score(&self.rules()[rule], &result) }
         });
         scored.collect()
+    }
+}
+
+/// What a walk met.
+#[derive(Default)]
+struct Found {
+    records: Vec<Record>,
+    /// All their names, one after the other.
+    names: String,
+    lists: Lists,
+    /// Whether each slot lies in memory behind the one before, in the order in which the model was built, as a rule: then none
+    /// occurs twice.
+    is_ascending: bool,
+    visited: usize,
+}
+
+impl Found {
+    /// What parts met, one after the other, as one walk would have met it.
+    fn join(parts: Vec<Self>) -> Self {
+        let mut parts = parts.into_iter();
+        let mut all = parts.next().unwrap_or_default();
+        for part in parts {
+            let lists: Vec<u32> =
+                part.lists.lists.into_iter().map(|list| all.lists.scored(list.into())).collect();
+            let before = all.names.len();
+            all.names.push_str(&part.names);
+            let last = all.records.last().map_or(0, |record| record.slot.id());
+            all.is_ascending &= part.is_ascending
+                && part.records.first().is_none_or(|record| last < record.slot.id());
+            all.records.extend(part.records.into_iter().map(|record| Record {
+                name: Name { start: before + record.name.start, ..record.name },
+                list: lists[record.list as usize],
+                ..record
+            }));
+            all.visited += part.visited;
+        }
+        all
     }
 }
 
@@ -200,4 +264,70 @@ fn diagnose(rule: &Rule, model: &dyn Module) -> Result<String, Error> {
         "it matches {count} modules, `{first}` the first, and none is a quantizer slot; `{}/*` would match their slots",
         rule.query
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use mpath::Class;
+
+    use super::*;
+    use crate::module::{Visitor, VisitorMut, classes};
+    use crate::quantization::LinearQuantizerConfig;
+    use crate::quantization::quantizer::QuantizerSlot;
+
+    /// Layers in a row, of two slots each.
+    struct Row(Vec<(String, [QuantizerSlot; 2])>);
+
+    const NAMES: [&str; 2] = ["weight_quantizer", "output_quantizer"];
+
+    impl Module for Row {
+        fn class(&self) -> Class {
+            classes::module()
+        }
+        fn visit<'a>(&'a self, visitor: &mut dyn Visitor<'a>) {
+            for (name, slots) in &self.0 {
+                visitor.slot(&format!("{name}_{}", NAMES[0]), &slots[0]);
+                visitor.slot(&format!("{name}_{}", NAMES[1]), &slots[1]);
+            }
+        }
+        fn visit_mut(&mut self, _visitor: &mut dyn VisitorMut) {}
+    }
+
+    #[test]
+    fn parts_decide_what_one_walk_does() {
+        let layer =
+            |at: usize| (at.to_string(), [QuantizerSlot::weight(&[8, 4]), QuantizerSlot::output()]);
+        let mut layers: Vec<_> = (0..40).map(layer).collect();
+        // A slot of two names, and one that lies in memory before the others.
+        layers[33].1[1] = layers[2].1[1].clone();
+        layers.swap(0, 39);
+        let model = Row(layers);
+        let mut config = QuantizationConfig::for_model(&model);
+        for (query, bits) in [
+            ("**/[quantizer:parameter/weight]", 8),
+            ("[re:3.*]", 4),
+            ("[re:.*output.*]", 6),
+            ("[name:33_output_quantizer]", 5),
+        ] {
+            config.add_rule(query, LinearQuantizerConfig::new(bits)).unwrap();
+        }
+        let scored = config.clone().with_precedence_score(|rule, found| {
+            i64::from(found.full_names().any(|name| name.contains('7'))) * rule.priority
+        });
+        for config in [config, scored] {
+            let outline = |parts| {
+                let found = config.resolve_in_parts(&model, parts, 1).unwrap();
+                let slot = |slot: crate::quantization::quant_init::SlotResolution<'_>| {
+                    let names: Vec<&str> = slot.names().collect();
+                    format!("{names:?} {:?} {:?}", slot.winner, slot.losers)
+                };
+                found.slots().map(slot).collect::<Vec<_>>()
+            };
+            let whole = outline(1);
+            assert_eq!(whole.len(), 79);
+            for parts in 2..6 {
+                assert_eq!(outline(parts), whole, "{parts} parts");
+            }
+        }
+    }
 }
