@@ -248,8 +248,8 @@ fn check_scales(scale: &[f32]) -> Result<()> {
     Err(Error::new(
         ErrorKind::InvalidRange,
         format!(
-            "the learned scale of tile {tile} is {}, not positive and finite: lower the learning rate of the scales, or \
-             switch on `lsq_gradient_scaling`",
+            "the learned scale of tile {tile} is {}, not positive and finite: lower the learning rate of the \
+             scales (`lsq_gradient_scaling`, where it is off, makes their gradients smaller)",
             scale[tile]
         ),
     ))

@@ -144,7 +144,7 @@ impl Reader {
         let label = self.free(module.filter(|name| !name.is_empty()).as_deref().unwrap_or(name));
         let mut next = operands.iter();
         let mut inputs = Vec::new();
-        for (operand, argument) in call.operator.operands.iter().zip(call.arguments) {
+        for argument in call.arguments {
             let input = match argument {
                 Argument::Absent => String::new(),
                 Argument::Value(_) => next.next().cloned().unwrap_or_default(),
@@ -155,7 +155,6 @@ impl Reader {
                 Argument::Number(number) => self.constant(&label, *number as f32),
                 Argument::Plain(tensor) => self.plain(tensor)?,
             };
-            debug_assert!(!operand.name.is_empty());
             inputs.push(input);
         }
         if let Some(slot) = call.output.slot() {
