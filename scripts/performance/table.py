@@ -29,6 +29,7 @@ ROWS = [
     ("min-error grid, 100 candidates, symmetric", "kernels/min_error_grid/(Rows, true)", None, None, "min_error_grid/rows"),
     ("min-error grid, asymmetric", "kernels/min_error_grid/(Rows, false)", None, None, "min_error_grid/rows"),
     ("20 rules on 100,000 modules: matching", "resolve/match_20_rules/100000", "resolve/bare_walk/100000", 5.0, None),
+    ("the same by all threads", "resolve/match_20_rules_in_parts/100000", "resolve/bare_walk/100000", 5.0, None),
     ("resolving, with a record per slot", "resolve/resolve_20_rules/100000", "resolve/bare_walk/100000", None, None),
     ("Hessian, 4096 inputs, 16,384 samples", "gptq/hessian/(4096, 16384)", "16 * gptq/gemm_limit/2048", 1.3, None),
     ("Hessian, 4096 inputs, 65,536 samples", "gptq/hessian_once/(4096, 65536)", "64 * gptq/gemm_limit/2048", 1.3, None),

@@ -1,7 +1,7 @@
 //! Twenty rules over models of 1,000 to 100,000 nodes, beside a bare walk of the same model.
 //!
-//! `cargo bench -p fastforward-core --bench resolve`. The goal for matching is within five times the bare walk, and for
-//! everything a tenth of a second.
+//! `cargo bench -p fastforward-core --bench resolve` uses one thread, with `FF_BENCH_THREADS=2` before it two. The goal for
+//! matching is within five times the bare walk, and for everything a tenth of a second.
 
 use divan::{Bencher, black_box};
 use fastforward_core::module::{Module, NodeRef, Visitor, VisitorMut, classes, named_slots};
@@ -17,6 +17,9 @@ use rayon::prelude::*;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
+    let threads = std::env::var("FF_BENCH_THREADS").ok().and_then(|n| n.parse().ok());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(1));
+    pool.build_global().expect("the pool is built once");
     divan::main();
 }
 

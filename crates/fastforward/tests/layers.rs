@@ -13,7 +13,10 @@ const LAYERS: [(&str, &[&str]); 7] = [
     ("fastforward-macros", &[]),
     ("fastforward-core", &["mpath", "ff-kernels", "fastforward-macros"]),
     ("fastforward-onnx", &["fastforward-core", "mpath", "ff-kernels", "fastforward-macros"]),
-    ("fastforward-rs", &["fastforward-core", "mpath", "ff-kernels", "fastforward-macros"]),
+    (
+        "fastforward-rs",
+        &["fastforward-onnx", "fastforward-core", "mpath", "ff-kernels", "fastforward-macros"],
+    ),
     (
         "fastforward-cli",
         &[
