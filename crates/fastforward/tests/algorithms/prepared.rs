@@ -174,6 +174,22 @@ fn biases_move_to_the_next_layer() {
 }
 
 #[test]
+fn what_follows_a_change_of_outputs_is_compared_with_these() {
+    let model = Sequential::new().add(linear(6, 5, 1)).add(ReLU::new()).add(linear(3, 6, 2));
+    let first: &dyn std::any::Any = model.get("0").unwrap();
+    let first = first.downcast_ref::<Linear>().unwrap();
+    first.bias.as_ref().unwrap().set(&Tensor::full(400f32, 6, &Device::Cpu).unwrap()).unwrap();
+    // One row far below the others, which three standard deviations leave out.
+    let far = (noise(&[1, 5], 5) * 40.0).unwrap();
+    let data = [Tensor::cat(&[noise(&[200, 5], 3), far], 0).unwrap()];
+    let before = outputs(&model, &data);
+    let absorb = "[[algorithm]]\ntype = \"absorb_bias\"\namount = \"three_sigma\"\n";
+    let reports = prepared(&model, &format!("{absorb}{EQUALIZE}"), &data).unwrap();
+    assert_eq!([reports[0].changes.len(), reports[1].changes.len()], [1, 1]);
+    assert!(share(&before, &outputs(&model, &data)) > 1e-5);
+}
+
+#[test]
 fn awq_asks_rules_and_data() {
     let text = "[[rule]]
 query = \"head/weight_quantizer\"
